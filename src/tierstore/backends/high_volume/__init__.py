@@ -1,0 +1,1 @@
+"""The high-volume store: one row an object, made for low latency."""

@@ -1,0 +1,1 @@
+"""The long-term store: large blobs under revisions, made for cheap bytes."""

@@ -1,0 +1,108 @@
+"""What a long-term backend promises: blobs under revisions, invisible until whole.
+
+A revision names at most one blob, ever, so a blob is immutable: it appears whole, and it goes. Promises, all of them
+laws in `tierstore.testing.laws.long_term`:
+
+- A blob becomes visible, to every process and at once, when `put` has stored all of it durably, and never in part.
+- `get`, `head` and `delete` of an absent blob are ordinary answers, not errors.
+- A checksum of the payload is stored with the blob. A read of the whole payload verifies it and raises `CorruptObject`
+  before it hands out the last chunk, so that damaged bytes are never delivered as a whole object.
+- A stream that was opened before a `delete` either goes on to the end or fails: never other bytes, never a short one
+  that looks whole.
+- Errors: `Unavailable`, `Busy` and `StorageFull` from any method; `CorruptObject` from reads. Each method says what
+  may have happened.
+- The user's key is data: names in the store are derived from the revision's UUID or encoded.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from tierstore.clock import UnixMicros
+from tierstore.types.ids import Revision
+from tierstore.types.ranges import Span
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """What the store knows of a whole blob."""
+
+    revision: Revision
+    size: int
+    """Bytes of the payload."""
+    stored: UnixMicros
+    """When the blob became visible, by the store's clock. For people; nothing is decided by it."""
+
+
+class BlobStream(ABC):
+    """The payload of one blob, or a span of it, opened for reading: an async iterator of non-empty chunks.
+
+    Holds an open file or connection until it is exhausted, has failed or `aclose` was called; closing twice is fine.
+    """
+
+    size: int
+    """Bytes of the whole blob, whatever span was asked for."""
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The chunks in order. Raises `CorruptObject` in place of the last one if a full read does not verify."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Release what the stream holds."""
+
+
+class LongTermBackend(ABC):
+    """One long-term store. Built open by its factory; `close` ends it. Used from one event loop."""
+
+    @abstractmethod
+    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
+        """Store everything that ``source`` yields as the blob of ``revision``; return when it is durable and visible.
+
+        ``size`` is the payload's length in bytes when it is known beforehand; a source that yields another number of
+        bytes fails the put with `InvariantBroken`. Holds at most a few chunks in memory.
+
+        An exception out of ``source``, or cancellation, ends the put: the exception goes through, and no blob appears,
+        then or later. `StorageFull`: likewise nothing. `Unavailable`: a blob may appear, even some time later; the
+        caller leaves it to the sweeper. Putting a revision that exists replaces it atomically (a revision is never
+        reused, so only a repeated attempt of the same write can do this).
+        """
+
+    @abstractmethod
+    async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
+        """Open the blob for reading, or return None if it is absent. ``span`` selects bytes; None means all.
+
+        A span lies within the blob (see `tierstore.types.ranges.resolve`); one that does not raises `InvariantBroken`.
+        Safe to repeat.
+        """
+
+    @abstractmethod
+    async def head(self, revision: Revision) -> BlobInfo | None:
+        """What is known of the blob, without reading it; None if it is absent. Safe to repeat."""
+
+    @abstractmethod
+    async def delete(self, revision: Revision) -> None:
+        """Remove the blob, durably; absent is fine. Safe to repeat."""
+
+    @abstractmethod
+    async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
+        """List blobs whose revision's storage path starts with ``prefix``, at most ``limit`` (1 or more).
+
+        In an order of the backend's own that does not change; ``after`` is the last one of the page before. A blob
+        that is there throughout a paged listing is listed exactly once.
+        """
+
+    @abstractmethod
+    async def remove_debris(self) -> int:
+        """Remove what crashed writers left behind that never became a blob; return how many things were removed.
+
+        Never touches what a living writer, of this or another process, still needs. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raise `Unavailable` unless the store answers and can be written. For readiness."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Nothing may be called afterwards. Safe to repeat."""

@@ -1,0 +1,1 @@
+"""The change log: the durable list of revisions that may be unreferenced."""

@@ -1,0 +1,90 @@
+"""What a change log promises: entries that are durable before the call returns, and change hands atomically.
+
+An operation records every revision that it may leave unreferenced *before* it does anything that could, and forgets
+its entries when all is done. What a crash leaves behind is found by age, and settled by the sweeper, which takes an
+entry over by condemning it.
+
+Every method is atomic and linearizable from any process, and durable when it returns. Errors: `Unavailable`, `Busy`,
+`StorageFull` (nothing happened), `OutcomeUnknown` (it may have happened). All are safe to repeat unless a method says
+otherwise. The laws are in `tierstore.testing.laws.changelog`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from uuid import UUID
+
+from tierstore.changelog.entries import Backlog, Entry
+from tierstore.clock import UnixMicros
+from tierstore.types.ids import Revision
+
+
+class ChangeLog(ABC):
+    """One change log. Built open by its factory; `close` ends it. Used from one event loop."""
+
+    @abstractmethod
+    async def record(self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros) -> None:
+        """Record ``owner``'s entries, both or none: ``new`` in role new, ``old`` in role old.
+
+        They begin open, with epoch 0. At least one is given. An entry of the same revision and owner is replaced, so
+        that repeating after `OutcomeUnknown` is safe (owners are never reused).
+        """
+
+    @abstractmethod
+    async def record_again(
+        self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros
+    ) -> bool:
+        """After a conflict, replace what ``owner`` has recorded as old by ``old`` (or by nothing).
+
+        If ``new`` is given, its entry must still be there and open: otherwise a sweeper has taken it over, nothing is
+        changed, and False is returned: the write has been given up and must fail. Entries of role old are replaced
+        even if condemned; their epoch grows, so that the sweeper that condemned them no longer changes them.
+        ``not_before`` is set on all of the owner's entries.
+        """
+
+    @abstractmethod
+    async def forget(self, owner: UUID) -> None:
+        """Remove all entries of ``owner``, whatever their state. Absent is fine."""
+
+    @abstractmethod
+    async def expedite(self, owner: UUID, not_before: UnixMicros) -> None:
+        """Let a sweeper take the open entries of ``owner`` from ``not_before`` on. For writes given up half-way."""
+
+    @abstractmethod
+    async def condemn(self, entry: Entry, lease_until: UnixMicros) -> Entry | None:
+        """Take ``entry`` over for a sweeper: condemned, epoch + 1, not to be taken by another before ``lease_until``.
+
+        Only if state and epoch are still as in ``entry``; a condemned entry may be condemned again, by a sweeper that
+        found its lease to be over. Returns the entry as it is now, or None when somebody else was faster. After
+        `OutcomeUnknown`, do not repeat: find the entry again.
+        """
+
+    @abstractmethod
+    async def resume_later(self, entry: Entry, not_before: UnixMicros) -> bool:
+        """Give a condemned ``entry`` back for another visit after ``not_before``, with ``sweeps`` + 1.
+
+        Only if state and epoch are as in ``entry``. It stays condemned. Returns whether it was changed.
+        """
+
+    @abstractmethod
+    async def forget_condemned(self, entry: Entry) -> bool:
+        """Remove a condemned ``entry``, if state and epoch are as in ``entry``. Returns whether it was removed."""
+
+    @abstractmethod
+    async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
+        """Entries of any state whose ``not_before`` is at or before ``now``, at most ``limit``, earliest first."""
+
+    @abstractmethod
+    async def find(self, revision: Revision) -> Sequence[Entry]:
+        """All entries of ``revision``, in the order of their owners."""
+
+    @abstractmethod
+    async def backlog(self) -> Backlog:
+        """How many entries there are, and how old the oldest is."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raise `Unavailable` unless the log answers. For readiness."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Nothing may be called afterwards. Safe to repeat."""

@@ -1,0 +1,149 @@
+"""Every error that tierstore raises on purpose, in one tree.
+
+::
+
+    TierstoreError
+    ├── ClientMistake                the request is wrong; sending it again will not help
+    │   ├── InvalidRequest           malformed id, header, range, body                 400
+    │   ├── IncompleteBody           the body ended before its announced length        400
+    │   ├── ObjectNotFound           absent, deleted or expired                        404
+    │   ├── MethodNotAllowed         the address exists, the method does not           405
+    │   ├── ObjectTooLarge           beyond ``object_bytes_max``                       413
+    │   ├── TargetTooLong            the request target is longer than we read         414
+    │   ├── RangeNotSatisfiable      the range starts past the end                     416
+    │   └── HeadersTooLarge          beyond ``header_bytes_max``                       431
+    ├── ClientDisconnected           the caller went away; nobody reads an answer      499
+    ├── Refusal                      well-formed, but not for this caller
+    │   ├── Unauthenticated          no usable credentials                             401
+    │   └── Forbidden                credentials do not permit it                      403
+    ├── Conflict                     lost against a concurrent change                  409
+    ├── NotOffered                   this deployment or release cannot do it           501
+    ├── Unavailable                  try again later; nothing of ours is broken        503
+    │   ├── Busy                     a bounded queue is full                           429
+    │   ├── StorageFull              no space; nothing was stored                      507
+    │   ├── OutcomeUnknown           the write may or may not have happened            503
+    │   └── GivenUp                  this write was settled as abandoned               503
+    ├── Broken                       a fault of ours; details stay in the log          500
+    │   ├── CorruptObject            stored bytes do not match their checksum          500
+    │   └── InvariantBroken          something that is always true was not             500
+    └── StartupError                 the process cannot start; the text says why
+        └── ConfigError              a setting is wrong; the text names the key
+
+A backend raises only these: its vendor's errors are translated in its own file. HTTP statuses are assigned in one
+table, `tierstore.http.responses.STATUS_BY_ERROR`, and nowhere else. The text of a `Broken` never reaches a client.
+"""
+
+
+class TierstoreError(Exception):
+    """Base of the tree. ``str(error)`` is one sentence for a person."""
+
+
+class ClientMistake(TierstoreError):
+    """The request is wrong; repeating it unchanged cannot succeed."""
+
+
+class InvalidRequest(ClientMistake):
+    """Malformed id, header, range, query or body."""
+
+
+class IncompleteBody(ClientMistake):
+    """The request body ended before its announced length. Nothing was stored."""
+
+
+class ObjectNotFound(ClientMistake):
+    """The object is absent, deleted or expired."""
+
+
+class MethodNotAllowed(ClientMistake):
+    """The address exists, but not with this method. ``allowed`` lists the methods that do."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"this address allows {', '.join(allowed)}")
+        self.allowed = allowed
+
+
+class ObjectTooLarge(ClientMistake):
+    """The payload is longer than an object may be. Nothing was stored."""
+
+
+class TargetTooLong(ClientMistake):
+    """The request target is longer than this server reads."""
+
+
+class RangeNotSatisfiable(ClientMistake):
+    """The range starts past the end of the object, whose whole length is ``size`` bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the range starts past the end of the object, which has {size} bytes")
+        self.size = size
+
+
+class HeadersTooLarge(ClientMistake):
+    """The request's headers, or its metadata, are larger than this server accepts."""
+
+
+class ClientDisconnected(TierstoreError):
+    """The caller went away before the request had been read."""
+
+
+class Refusal(TierstoreError):
+    """The request is well-formed, but this caller may not make it."""
+
+
+class Unauthenticated(Refusal):
+    """No usable credentials."""
+
+
+class Forbidden(Refusal):
+    """The credentials do not permit this."""
+
+
+class Conflict(TierstoreError):
+    """The operation lost against a concurrent change; reading again shows the winner."""
+
+
+class NotOffered(TierstoreError):
+    """This deployment cannot do it; the caller should use another way."""
+
+
+class Unavailable(TierstoreError):
+    """A passing condition: the same request may succeed later. Safe to retry."""
+
+
+class Busy(Unavailable):
+    """A bounded queue is full. Nothing was done."""
+
+
+class StorageFull(Unavailable):
+    """A store is out of space or of quota. Nothing was stored."""
+
+
+class OutcomeUnknown(Unavailable):
+    """A write was sent, but its outcome was lost: it may have happened, may still happen, or never will.
+
+    Whoever catches this looks at the store before doing anything else, and never deletes on a guess.
+    """
+
+
+class GivenUp(Unavailable):
+    """The write took so long that it was settled as abandoned. Nothing was stored; a new attempt is safe."""
+
+
+class Broken(TierstoreError):
+    """A fault of ours. The text is for the log; clients get a neutral sentence."""
+
+
+class CorruptObject(Broken):
+    """Stored bytes do not match their checksum or their name. None of them are served as a whole object."""
+
+
+class InvariantBroken(Broken):
+    """Something that is always true was not. Fails one operation, loudly, and not the server."""
+
+
+class StartupError(TierstoreError):
+    """The process cannot start. The text says what is wrong and what to do."""
+
+
+class ConfigError(StartupError):
+    """A setting is wrong. The text names the key and the reason."""

@@ -1,0 +1,56 @@
+"""The one place that spawns tasks, and their one owner.
+
+Guarantees: every task has an owner that knows it; the number of tasks is bounded; an exception nobody awaits is logged
+and counted by the owner's ``report``; `drain` waits for what is under way, then cancels what will not end.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class TaskOwner:
+    """Owns tasks on the running event loop. ``report`` receives the name and the exception of a failed task."""
+
+    def __init__(self, tasks_max: int, report: Callable[[str, BaseException], None]) -> None:
+        self._tasks_max = tasks_max
+        self._report = report
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def full(self) -> bool:
+        """Whether the bound is reached. A caller that finds it so does the work itself, or refuses it."""
+        return len(self._tasks) >= self._tasks_max
+
+    def run(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start ``work`` as a task whose result or exception the caller awaits (or is logged, if it does not)."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
+        """Start ``work`` as a task nobody awaits; if it raises, the exception is reported."""
+        self.run(name, work).add_done_callback(self._report_failure)
+
+    def _report_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report(task.get_name(), error)
+
+    async def drain(self, seconds: float) -> int:
+        """Wait until no task is left, for at most ``seconds``; cancel the rest and return how many that were."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        late = list(self._tasks)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+        return len(late)

@@ -1,0 +1,1 @@
+"""Values: frozen, validated where they are made, and free of I/O."""
