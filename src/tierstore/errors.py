@@ -103,7 +103,7 @@ class Conflict(TierstoreError):
 
 
 class NotOffered(TierstoreError):
-    """This deployment cannot do it; the caller should use another way."""
+    """Not possible in this deployment or release; the caller should use another way."""
 
 
 class Unavailable(TierstoreError):

@@ -1,6 +1,28 @@
-"""Streams of bytes: async iterators of non-empty chunks, and the few things done with them."""
+"""Streams of bytes: request bodies, and the few things done with async iterators of non-empty chunks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+
+
+class Body(ABC):
+    """The payload of a request, read once, in order: an async iterator of non-empty chunks.
+
+    Iteration raises `IncompleteBody` when the body ends before its announced length, `ObjectTooLarge` when it grows
+    beyond what an object may have, `ClientDisconnected` when the caller goes away. It ends normally only when the body
+    is whole.
+    """
+
+    size: int | None
+    """Announced bytes; None when the length is not known beforehand."""
+    complete: bool = False
+    """Whether the whole body has been read."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> bytes:
+        """The next chunk, not empty."""
 
 
 async def prefixed(head: list[bytes], tail: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,0 +1,1 @@
+"""The embedded database engine under the one-box backends."""

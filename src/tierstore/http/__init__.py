@@ -1,0 +1,1 @@
+"""The wire: HTTP to values and back."""

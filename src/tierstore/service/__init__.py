@@ -1,0 +1,1 @@
+"""Runs operations: bounded, and to completion even when the caller has gone."""

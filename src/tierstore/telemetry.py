@@ -1,0 +1,43 @@
+"""The metrics that tierstore keeps, under the names it shows them with.
+
+They are process-wide, as the Prometheus client's are. With ``PROMETHEUS_MULTIPROC_DIR`` set before this module is
+first imported (``tierstore serve`` does it), the values of all worker processes are added up when they are scraped.
+What is looked up only when somebody scrapes (the change log's backlog) is in `tierstore.http.internal`.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_BYTES = tuple(float(4**power) for power in range(3, 21))  # 64 B to 1 TiB
+_OPERATIONS = tuple(float(2**power) for power in range(9))  # 1 to 256
+
+requests = Counter(
+    "tierstore_requests", "Requests by operation, tier of the object and status.", ["operation", "tier", "status"]
+)
+request_seconds = Histogram(
+    "tierstore_request_seconds", "Time from a request's head to its last byte.", ["operation", "tier"], buckets=_SECONDS
+)
+object_bytes = Histogram(
+    "tierstore_object_bytes", "Sizes of objects written and read.", ["operation", "tier"], buckets=_BYTES
+)
+requests_in_flight = Gauge("tierstore_requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
+commit_conflicts = Counter(
+    "tierstore_commit_conflicts", "Compare-and-writes that lost a race and were repeated.", ["operation"]
+)
+dangling_tombstones = Counter(
+    "tierstore_dangling_tombstones", "Reads that found a tombstone whose blob does not exist: a lost object."
+)
+corrupt_reads = Counter(
+    "tierstore_corrupt_reads", "Reads that failed because stored bytes did not match their checksum.", ["tier"]
+)
+deadline_bumps = Counter("tierstore_deadline_bumps", "Deadlines of tti objects moved by an access.", ["outcome"])
+background_failures = Counter("tierstore_background_failures", "Background tasks that failed.", ["task"])
+sweep_runs = Counter("tierstore_sweep_runs", "Runs of the sweeper.", ["outcome"])
+sweep_results = Counter("tierstore_sweep_results", "What the sweeper did, by item.", ["result"])
+sweep_seconds = Histogram("tierstore_sweep_seconds", "Duration of a run of the sweeper.", buckets=_SECONDS)
+database_batch_operations = Histogram(
+    "tierstore_database_batch_operations",
+    "Write operations that shared one commit of an embedded database.",
+    ["database"],
+    buckets=_OPERATIONS,
+)
