@@ -37,6 +37,14 @@ class Limits:
     """Bytes of one object."""
     duration_seconds_max: int = 100 * 366 * 86_400
     """Seconds of a ttl or tti."""
+    client_stall_seconds_max: float = 300.0
+    """How long a request waits for its client to send, or to take, the next bytes; then it ends."""
+    unread_body_bytes_max: int = 64 * KIB
+    """What may be left of a body when a request is refused for its connection to be kept; with more it is closed."""
+    linger_seconds_max: float = 2.0
+    """How long a connection that is closed with bytes still coming takes them in, so that the answer is seen."""
+    linger_bytes_max: int = 16 * MIB
+    """How many of those bytes it takes in."""
 
     # Tiers
     inline_bytes_max: int = MIB
@@ -50,25 +58,54 @@ class Limits:
     read_attempts_max: int = 64
     """Times a read follows a row that is overwritten under it before it answers with a retryable error."""
     operation_deadline_seconds: float = 6 * 3600.0
-    """No mutation compare-and-writes later than this after it began; must be well below ``marker_retention``."""
+    """No mutation writes a blob or compare-and-writes later than this after it began; well below
+    ``marker_retention``."""
     marker_retention_seconds: float = 24 * 3600.0
     """A `gone` row, or an expired inline one, keeps its version at least this long."""
     tti_debounce_seconds_max: float = 24 * 3600.0
     """A tti deadline is moved when it is stale by a quarter of its duration, or by this, whichever is less."""
 
+    # Sweeper
+    entry_grace_seconds: float = 6 * 3600.0
+    """How long a sweeper leaves an operation's entries alone. Any value is safe; a short one may fail slow writes."""
+    sweep_lease_seconds: float = 300.0
+    """How long an entry that a sweeper has condemned is left to it by the others."""
+    sweep_second_visit_seconds: float = 300.0
+    """After this a sweeper looks again whether what it deleted has stayed away, and only then forgets the entry."""
+    sweep_batches_max: int = 1_000
+    """Batches of one kind that one run of the sweeper takes; the rest waits for the next run."""
+
     # Work
+    mutations_max: int = 4096
+    """Mutations under way, those included whose callers have gone; more are refused as busy."""
     database_queue_max: int = 4096
     """Operations waiting for one embedded database; more are refused as busy."""
     database_batch_max: int = 256
     """Write operations that share one commit."""
+    database_batch_bytes_max: int = 16 * MIB
+    """Bytes that the operations of one commit write, about; the one that reaches the bound is the last."""
+    database_checkpoint_bytes: int = 16 * MIB
+    """Bytes by which a database's write-ahead log grows between two checkpoints."""
     database_lock_wait_seconds_max: float = 10.0
     """How long a writer waits for another process's transaction before the operation fails as unavailable."""
+    directory_lock_wait_seconds_max: float = 30.0
+    """How long a starting process waits for others that are starting on the same blob directory."""
     background_tasks_max: int = 1024
     """Cleanups under way off the callers' paths; beyond it the caller does its own."""
     sweep_batch: int = 256
     """Entries or rows that one step of the sweeper takes at a time."""
     sweep_concurrency: int = 8
     """Entries that one sweeper settles at the same time."""
+
+    # Processes
+    config_bytes_max: int = MIB
+    """Bytes of a configuration file."""
+    request_head_seconds_max: float = 30.0
+    """How long a client may take to send a request's target and headers."""
+    worker_stop_seconds_max: float = 60.0
+    """How long a worker process may take to close its stores after its last request, before it is killed."""
+    worker_restart_seconds_max: float = 5.0
+    """The longest pause before a worker process that keeps dying is started again."""
 
     @classmethod
     def tiny(cls) -> "Limits":
@@ -84,6 +121,13 @@ class Limits:
             read_attempts_max=16,
             database_queue_max=64,
             database_batch_max=4,
+            database_batch_bytes_max=256,
+            database_checkpoint_bytes=64 * KIB,
+            operation_deadline_seconds=900.0,
+            entry_grace_seconds=600.0,
+            sweep_lease_seconds=60.0,
+            sweep_second_visit_seconds=60.0,
+            mutations_max=64,
             background_tasks_max=8,
             sweep_batch=4,
             sweep_concurrency=2,

@@ -5,10 +5,11 @@ and counted by the owner's ``report``; `drain` waits for what is under way, then
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class TaskOwner:
@@ -28,7 +29,7 @@ class TaskOwner:
         return len(self._tasks) >= self._tasks_max
 
     def run(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start ``work`` as a task whose result or exception the caller awaits (or is logged, if it does not)."""
+        """Start ``work`` as a task; the caller awaits it, or calls `disown`."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -36,7 +37,11 @@ class TaskOwner:
 
     def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
         """Start ``work`` as a task nobody awaits; if it raises, the exception is reported."""
-        self.run(name, work).add_done_callback(self._report_failure)
+        self.disown(self.run(name, work))
+
+    def disown(self, task: asyncio.Task[Any]) -> None:
+        """Nobody awaits ``task`` any more: if it raises, the exception is reported."""
+        task.add_done_callback(self._report_failure)
 
     def _report_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -54,3 +59,21 @@ class TaskOwner:
         if late:
             await asyncio.wait(late)
         return len(late)
+
+
+async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, at_once: int) -> list[R]:
+    """Await ``work(item)`` for every item, at most ``at_once`` at the same time; return the results as they came.
+
+    An exception out of ``work`` cancels the rest and is raised (in an `ExceptionGroup`).
+    """
+    results: list[R] = []
+    remaining = iter(items)
+
+    async def worker() -> None:
+        for item in remaining:
+            results.append(await work(item))  # noqa: PERF401  # because the workers share one list and one iterator
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(worker())
+    return results

@@ -12,7 +12,9 @@ _BYTES = tuple(float(4**power) for power in range(3, 21))  # 64 B to 1 TiB
 _OPERATIONS = tuple(float(2**power) for power in range(9))  # 1 to 256
 
 requests = Counter(
-    "tierstore_requests", "Requests by operation, tier of the object and status.", ["operation", "tier", "status"]
+    "tierstore_requests",
+    "Requests by operation, tier of the object and status; cut_off if a response failed after its status was sent.",
+    ["operation", "tier", "status"],
 )
 request_seconds = Histogram(
     "tierstore_request_seconds", "Time from a request's head to its last byte.", ["operation", "tier"], buckets=_SECONDS
@@ -41,3 +43,18 @@ database_batch_operations = Histogram(
     ["database"],
     buckets=_OPERATIONS,
 )
+
+# Counters that alerts watch exist from the start: an increase from nothing to 1 is invisible to `increase()`.
+for _counter, _values in (
+    (commit_conflicts, ("put_blob", "put_inline", "delete")),
+    (corrupt_reads, ("high_volume", "long_term")),
+    (deadline_bumps, ("moved", "lost", "failed", "skipped")),
+    (background_failures, ("put", "delete", "clean_up", "discard", "expedite", "extend", "sweeper")),
+    (sweep_runs, ("ok", "failed")),
+    (
+        sweep_results,
+        ("kept", "deleted", "forgotten", "expired", "lost", "error", "marker_removed", "debris_removed"),
+    ),
+):
+    for _value in _values:
+        _counter.labels(_value)

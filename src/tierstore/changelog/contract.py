@@ -25,8 +25,11 @@ class ChangeLog(ABC):
     async def record(self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros) -> None:
         """Record ``owner``'s entries, both or none: ``new`` in role new, ``old`` in role old.
 
-        They begin open, with epoch 0. At least one is given. An entry of the same revision and owner is replaced, so
-        that repeating after `OutcomeUnknown` is safe (owners are never reused).
+        They begin open, with epoch 0. At least one is given, and they differ (else `InvariantBroken`). An entry of the
+        same revision and owner is replaced, so that repeating after `OutcomeUnknown` is safe (owners are never reused):
+        it keeps the time it was first recorded, and its epoch, which grows if a sweeper has condemned it meanwhile. A
+        condemned entry of role new stays condemned, because its sweeper may be about to delete the blob: then nothing
+        is changed and `GivenUp` is raised.
         """
 
     @abstractmethod
@@ -37,8 +40,9 @@ class ChangeLog(ABC):
 
         If ``new`` is given, its entry must still be there and open: otherwise a sweeper has taken it over, nothing is
         changed, and False is returned: the write has been given up and must fail. Entries of role old are replaced
-        even if condemned; their epoch grows, so that the sweeper that condemned them no longer changes them.
-        ``not_before`` is set on all of the owner's entries.
+        even if condemned, and are open again. The epochs of ``new``, and of ``old`` if it was recorded before, grow, so
+        that a sweeper that has condemned them, or has only seen them, no longer changes them. ``not_before`` is set on
+        all of the owner's entries.
         """
 
     @abstractmethod
@@ -60,9 +64,10 @@ class ChangeLog(ABC):
 
     @abstractmethod
     async def resume_later(self, entry: Entry, not_before: UnixMicros) -> bool:
-        """Give a condemned ``entry`` back for another visit after ``not_before``, with ``sweeps`` + 1.
+        """Give a condemned ``entry`` back for another visit after ``not_before``, with ``sweeps`` + 1 and epoch + 1.
 
-        Only if state and epoch are as in ``entry``. It stays condemned. Returns whether it was changed.
+        Only if state and epoch are as in ``entry``. It stays condemned. Returns whether it was changed. A repetition
+        after `OutcomeUnknown` changes nothing twice; its False then says nothing.
         """
 
     @abstractmethod

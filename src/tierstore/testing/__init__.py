@@ -1,1 +1,1 @@
-"""What proves a deployment or a backend: law suites, scripted faults, real servers. Shipped, so that others can use it."""
+"""Proves a deployment or a backend: law suites, scripted faults, real servers. Shipped, for others to use."""

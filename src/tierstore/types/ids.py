@@ -18,6 +18,9 @@ _SCOPE_WORD = re.compile(r"[A-Za-z0-9_\-()$!+']+")
 _OBJECTS = "objects"
 _DEFAULT_LIMITS = Limits()
 
+AS_STORED = Limits(key_bytes_max=1 << 31, scopes_max=1 << 31, scope_bytes_max=1 << 31)
+"""For names read back from a store: they were accepted once, and lowering a limit must not hide what has them."""
+
 Version = bytes
 """The identity of a row's content: 16 bytes, new with every write of content, never used twice."""
 
@@ -109,7 +112,7 @@ class ObjectId:
         """The id whose `storage_path` is ``path``. Raises `InvalidRequest` for text that is no storage path."""
         usecase, _, rest = path.partition("/")
         scopes = []
-        while True:
+        for _ in range(limits.scopes_max + 1):
             segment, slash, rest = rest.partition("/")
             if not slash:
                 raise InvalidRequest("not a storage path: it has no objects/ segment")
@@ -119,6 +122,8 @@ class ObjectId:
             if not dot:
                 raise InvalidRequest("not a storage path: a scope is written name.value")
             scopes.append(Scope(name, value))
+        else:
+            raise InvalidRequest(f"an object has at most {limits.scopes_max} scopes")
         return cls(parse_usecase(usecase), check_scopes(scopes, limits), check_key(rest, limits))
 
 

@@ -47,12 +47,16 @@ ByteRange = FromStart | Suffix
 def parse_range(header: str) -> ByteRange | None:
     """Parse a ``Range`` header; None means the whole object (several ranges).
 
-    Raises `InvalidRequest` for another unit, or for text that is no range.
+    Raises `InvalidRequest` for another unit, or for text that is no range. Empty elements of the list do not count
+    (RFC 9110, section 5.6.1.2).
     """
-    unit, equals, ranges = header.partition("=")
-    if not equals or unit.strip().lower() != "bytes":
+    unit, equals, ranges = header.strip(" \t").partition("=")
+    if not equals or unit.lower() != "bytes":
         raise InvalidRequest("a Range header is written bytes=first-last, bytes=first- or bytes=-length")
-    parsed = [_parse_one(part.strip(" \t")) for part in ranges.split(",")]
+    elements = [element for part in ranges.split(",") if (element := part.strip(" \t"))]
+    if not elements:
+        raise InvalidRequest("a byte range is not empty")
+    parsed = [_parse_one(element) for element in elements]
     return parsed[0] if len(parsed) == 1 else None
 
 

@@ -33,7 +33,7 @@ from tierstore.types.ids import ObjectId, Version
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Row content that is the object. ``metadata`` is opaque here (`tierstore.types.metadata` has its codec)."""
+    """Row content that is the object. ``metadata`` is opaque here: see `tierstore.types.metadata_storage`."""
 
     metadata: bytes
     payload: bytes

@@ -101,7 +101,7 @@ class LongTermBackend(ABC):
 
     @abstractmethod
     async def check(self) -> None:
-        """Raise `Unavailable` unless the store answers and can be written. For readiness."""
+        """Raise `Unavailable` unless the store answers. For readiness; does not write: a full store still serves."""
 
     @abstractmethod
     async def close(self) -> None:

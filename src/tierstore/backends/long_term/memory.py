@@ -1,0 +1,160 @@
+"""A long-term store in a dict, for tests and the simulator.
+
+Keeps every law of the contract but durability: what it holds lives as long as its `MemoryBlobs`, which several
+instances may share as several processes share a disk, and which outlives them. No deployment can be configured to use
+it. It suspends (``clock.sleep(0)``) wherever a real store would, so that whatever can happen meanwhile does.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import xxhash
+
+from tierstore import telemetry
+from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
+from tierstore.clock import Clock, UnixMicros
+from tierstore.errors import CorruptObject, Unavailable
+from tierstore.invariants import invariant
+from tierstore.limits import Limits
+from tierstore.types.ids import Revision
+from tierstore.types.ranges import Span
+
+_corrupt_reads = telemetry.corrupt_reads.labels("long_term")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """What stands for a file: the payload, and what was known of it when it was stored."""
+
+    payload: bytes
+    size: int
+    checksum: bytes
+    stored: UnixMicros
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBlobs:
+    """What stands for the disk."""
+
+    by_revision: dict[Revision, StoredBlob] = field(default_factory=dict)
+    unfinished: set[object] = field(default_factory=set)
+    """Writes that have begun and not ended."""
+
+
+class MemoryLongTerm(LongTermBackend):
+    """One instance on ``blobs``."""
+
+    def __init__(self, blobs: MemoryBlobs, *, limits: Limits, clock: Clock) -> None:
+        self._blobs = blobs
+        self._limits = limits
+        self._clock = clock
+        self._closed = False
+
+    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
+        await self._arrive()
+        unfinished = object()
+        self._blobs.unfinished.add(unfinished)
+        try:
+            payload = bytearray()
+            async for chunk in source:
+                payload += chunk
+                invariant(size is None or len(payload) <= size, "a source yields no more bytes than it announced")
+                await self._clock.sleep(0)
+            invariant(size in {None, len(payload)}, "a source yields as many bytes as it announced")
+            await self._clock.sleep(0)
+        finally:
+            self._blobs.unfinished.discard(unfinished)
+        blob = StoredBlob(bytes(payload), len(payload), xxhash.xxh3_128_digest(payload), self._clock.now())
+        self._blobs.by_revision[revision] = blob
+        return BlobInfo(revision, blob.size, blob.stored)
+
+    async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
+        await self._arrive()
+        blob = self._blobs.by_revision.get(revision)
+        if blob is None:
+            return None
+        _verify_size(revision, blob)
+        if span is not None:
+            invariant(0 <= span.start < span.stop <= blob.size, "a span lies within the blob")
+        selected = Span(0, blob.size) if span is None else span
+        return _MemoryBlobStream(revision, blob, selected, self._limits, self._clock)
+
+    async def head(self, revision: Revision) -> BlobInfo | None:
+        await self._arrive()
+        blob = self._blobs.by_revision.get(revision)
+        if blob is None:
+            return None
+        _verify_size(revision, blob)
+        return BlobInfo(revision, blob.size, blob.stored)
+
+    async def delete(self, revision: Revision) -> None:
+        await self._arrive()
+        self._blobs.by_revision.pop(revision, None)
+
+    async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
+        """As the contract says, in the order of the storage paths. Damaged blobs are passed over."""
+        await self._arrive()
+        last = "" if after is None else after.storage_path
+        page: list[BlobInfo] = []
+        for revision, blob in sorted(self._blobs.by_revision.items(), key=lambda item: item[0].storage_path):
+            path = revision.storage_path
+            if len(page) < limit and path > last and path.startswith(prefix) and len(blob.payload) == blob.size:
+                page.append(BlobInfo(revision, blob.size, blob.stored))
+        return page
+
+    async def remove_debris(self) -> int:
+        # A write that dies takes all it had with it: its bytes were in its own frame.
+        await self._arrive()
+        return 0
+
+    async def check(self) -> None:
+        await self._arrive()
+
+    async def close(self) -> None:
+        self._closed = True
+
+    async def _arrive(self) -> None:
+        if self._closed:
+            raise Unavailable("the blob store is closed")
+        await self._clock.sleep(0)
+
+
+def _verify_size(revision: Revision, blob: StoredBlob) -> None:
+    if len(blob.payload) != blob.size:
+        _corrupt_reads.inc()
+        raise CorruptObject(f"blob {revision.uuid}: it is longer or shorter than it was stored")
+
+
+class _MemoryBlobStream(BlobStream):
+    """A blob being read. Holds the bytes, so that a delete does not tear it."""
+
+    def __init__(self, revision: Revision, blob: StoredBlob, span: Span, limits: Limits, clock: Clock) -> None:
+        self.size = blob.size
+        self._revision = revision
+        self._blob = blob
+        self._position = span.start
+        self._stop = span.stop
+        self._verified = len(span) == blob.size
+        self._chunk_bytes = limits.stream_chunk_bytes
+        self._clock = clock
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await self._clock.sleep(0)
+        if self._closed:
+            raise Unavailable("the stream was closed before its end")
+        end = min(self._position + self._chunk_bytes, self._stop)
+        if self._verified and end == self._stop and xxhash.xxh3_128_digest(self._blob.payload) != self._blob.checksum:
+            _corrupt_reads.inc()
+            raise CorruptObject(f"blob {self._revision.uuid}: the payload does not match its checksum")
+        if self._position == end:
+            raise StopAsyncIteration
+        chunk = self._blob.payload[self._position : end]
+        self._position = end
+        return chunk
+
+    async def aclose(self) -> None:
+        self._closed = self._position < self._stop

@@ -1,0 +1,163 @@
+"""A change log in a dict, for tests and the simulator.
+
+Keeps every law of the contract but durability: what it holds lives as long as its `MemoryEntries`, which several
+instances may share as several processes share a file, and which outlives them. No deployment can be configured to use
+it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from tierstore.changelog.contract import ChangeLog
+from tierstore.changelog.entries import Backlog, Entry, Role, State
+from tierstore.clock import Clock, UnixMicros
+from tierstore.errors import GivenUp
+from tierstore.invariants import invariant
+from tierstore.types.ids import Revision
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEntries:
+    """What stands for the disk: the entries by their key, in the order in which they were first recorded."""
+
+    by_key: dict[tuple[Revision, UUID], Entry] = field(default_factory=dict)
+
+
+class MemoryChangeLog(ChangeLog):
+    """One instance on ``entries``. No method suspends, so each is atomic on its event loop."""
+
+    def __init__(self, entries: MemoryEntries, *, clock: Clock) -> None:
+        self._entries = entries.by_key
+        self._clock = clock
+        self._closed = False
+
+    async def record(self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros) -> None:
+        self._check_open()
+        invariant(new is not None or old is not None, "a record names a revision")
+        invariant(new != old, "a revision is not new and old for one owner")
+        recorded = []
+        if new is not None:
+            held = self._held(new, owner, Role.NEW)
+            if held is not None and held.state is not State.OPEN:
+                raise GivenUp("this write took so long that it was settled as abandoned")
+            recorded.append(self._opened(held, new, owner, Role.NEW, not_before))
+        if old is not None:
+            held = self._held(old, owner, Role.OLD)
+            if held is not None and held.state is not State.OPEN:
+                held = replace(held, epoch=held.epoch + 1)
+            recorded.append(self._opened(held, old, owner, Role.OLD, not_before))
+        self._put(recorded)
+
+    async def record_again(
+        self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros
+    ) -> bool:
+        self._check_open()
+        invariant(new is None or new != old, "a revision is not new and old for one owner")
+        recorded = []
+        if new is not None:
+            held = self._entries.get((new, owner))
+            if held is None or (held.role, held.state) != (Role.NEW, State.OPEN):
+                return False
+            recorded.append(replace(held, epoch=held.epoch + 1))
+        if old is not None:
+            held = self._held(old, owner, Role.OLD)
+            if held is not None:
+                held = replace(held, epoch=held.epoch + 1)
+            recorded.append(self._opened(held, old, owner, Role.OLD, not_before))
+        for entry in self._owned(owner):
+            if entry.role is Role.OLD and entry.revision != old:
+                del self._entries[entry.revision, owner]
+        self._put(recorded)
+        self._put([replace(entry, not_before=not_before) for entry in self._owned(owner)])
+        return True
+
+    async def forget(self, owner: UUID) -> None:
+        self._check_open()
+        for entry in self._owned(owner):
+            del self._entries[entry.revision, owner]
+
+    async def expedite(self, owner: UUID, not_before: UnixMicros) -> None:
+        self._check_open()
+        self._put([replace(entry, not_before=not_before) for entry in self._owned(owner) if entry.state is State.OPEN])
+
+    async def condemn(self, entry: Entry, lease_until: UnixMicros) -> Entry | None:
+        self._check_open()
+        held = self._unchanged(entry)
+        if held is None:
+            return None
+        condemned = replace(held, state=State.CONDEMNED, epoch=held.epoch + 1, not_before=lease_until)
+        self._put([condemned])
+        return condemned
+
+    async def resume_later(self, entry: Entry, not_before: UnixMicros) -> bool:
+        self._check_open()
+        held = self._unchanged(entry)
+        if held is None or held.state is not State.CONDEMNED:
+            return False
+        self._put([replace(held, epoch=held.epoch + 1, sweeps=held.sweeps + 1, not_before=not_before)])
+        return True
+
+    async def forget_condemned(self, entry: Entry) -> bool:
+        self._check_open()
+        held = self._unchanged(entry)
+        if held is None or held.state is not State.CONDEMNED:
+            return False
+        del self._entries[entry.revision, entry.owner]
+        return True
+
+    async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
+        self._check_open()
+        late = [entry for entry in self._entries.values() if entry.not_before <= now]
+        return sorted(late, key=lambda entry: entry.not_before)[:limit]
+
+    async def find(self, revision: Revision) -> Sequence[Entry]:
+        self._check_open()
+        found = [entry for entry in self._entries.values() if entry.revision == revision]
+        return sorted(found, key=lambda entry: entry.owner)
+
+    async def backlog(self) -> Backlog:
+        self._check_open()
+        oldest = min((entry.recorded for entry in self._entries.values()), default=None)
+        return Backlog(entries=len(self._entries), oldest=oldest)
+
+    async def check(self) -> None:
+        self._check_open()
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        invariant(not self._closed, "a closed change log is not used")
+
+    def _owned(self, owner: UUID) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.owner == owner]
+
+    def _held(self, revision: Revision, owner: UUID, role: Role) -> Entry | None:
+        held = self._entries.get((revision, owner))
+        invariant(held is None or held.role is role, "a revision is not new and old for one owner")
+        return held
+
+    def _opened(self, held: Entry | None, revision: Revision, owner: UUID, role: Role, not_before: UnixMicros) -> Entry:
+        """A new entry, or the ``held`` one in its owner's hands again."""
+        if held is not None:
+            return replace(held, state=State.OPEN, sweeps=0, not_before=not_before)
+        return Entry(
+            revision=revision,
+            owner=owner,
+            role=role,
+            state=State.OPEN,
+            epoch=0,
+            sweeps=0,
+            recorded=self._clock.now(),
+            not_before=not_before,
+        )
+
+    def _put(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._entries[entry.revision, entry.owner] = entry
+
+    def _unchanged(self, seen: Entry) -> Entry | None:
+        """The entry as it is, if it still has the state and epoch that the caller saw."""
+        held = self._entries.get((seen.revision, seen.owner))
+        return held if held is not None and (held.state, held.epoch) == (seen.state, seen.epoch) else None

@@ -1,0 +1,486 @@
+"""The settings of a server: what they are, where they come from, and what is wrong with them.
+
+Each setting is a dotted key, ``section.name``. Its value comes from, the later the stronger: the default, the YAML
+file, the environment (``TIERSTORE__SECTION__NAME``, the value read as a YAML scalar), a command line flag.
+
+Guarantees: everything is checked once, by `load_config`, before anything is opened, and every problem is reported, each
+with its key, its origin and the reason. An unknown or repeated key is an error, never ignored. Reading a hostile file
+is bounded: its size is limited, aliases are refused, only plain YAML types are built. A `Config` is immutable and can
+be pickled.
+
+Does not: touch the paths it names (`tierstore.build.check_stores` does), or change while a server runs.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from tierstore.errors import ConfigError, InvalidRequest
+from tierstore.limits import KIB, MIB, TIB, Limits
+from tierstore.types.durations import format_duration, parse_duration
+from tierstore.types.sizes import SIZE_PATTERN, format_size, parse_size
+
+ENVIRONMENT_PREFIX = "TIERSTORE__"
+
+_NO_CONTROLS = r"^(?![\s\S]*[\x00-\x1f\ud800-\udfff])"
+"""Neither control characters nor bytes that are not UTF-8. A lookahead: ``$`` would let a last newline pass."""
+
+
+def _whole(lowest: int, highest: int, description: str) -> Meta:
+    return Meta(ge=lowest, le=highest, description=description, extra={"kind": "whole", "range": (lowest, highest)})
+
+
+def _size(lowest: int, highest: int, description: str) -> Meta:
+    return Meta(
+        ge=lowest,
+        le=highest,
+        description=description,
+        extra={"kind": "size", "range": (lowest, highest)},
+        extra_json_schema={"written": {"type": "string", "pattern": f"^{SIZE_PATTERN}$"}},
+    )
+
+
+def _duration(lowest: int, highest: int, description: str) -> Meta:
+    return Meta(
+        ge=lowest,
+        le=highest,
+        description=description,
+        extra={"kind": "duration", "range": (lowest, highest)},
+        extra_json_schema={"written": {"type": "string", "pattern": "[0-9]"}},
+    )
+
+
+def _text(description: str) -> Meta:
+    return Meta(min_length=1, max_length=4096, pattern=_NO_CONTROLS, description=description)
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True):
+    """A group of settings."""
+
+
+class Data(Section, frozen=True):
+    """Where the embedded stores are."""
+
+    path: Annotated[str, _text("Directory of the embedded stores; made when it is missing.")] = "./data"
+
+
+class SqliteHighVolume(Section, frozen=True, tag_field="type", tag="sqlite"):
+    """The high-volume store: rows and small objects, in one SQLite file."""
+
+    path: Annotated[str, _text("The database file; below data.path unless set.")] = ""
+    readers: Annotated[int, _whole(1, 64, "Threads, each with its own connection, that read.")] = 4
+
+
+class FilesystemLongTerm(Section, frozen=True, tag_field="type", tag="filesystem"):
+    """The long-term store: large objects, as files."""
+
+    path: Annotated[str, _text("The directory of the blobs; below data.path unless set.")] = ""
+    threads: Annotated[int, _whole(1, 256, "Threads that read and write files.")] = 8
+    reserve: Annotated[
+        int, _size(0, TIB, "Free bytes of its disk that large objects leave to small ones and to deletes.")
+    ] = 64 * MIB
+
+
+class SqliteChangeLog(Section, frozen=True, tag_field="type", tag="sqlite"):
+    """The change log: which blobs may be unreferenced, in one SQLite file."""
+
+    path: Annotated[str, _text("The database file; below data.path unless set.")] = ""
+
+
+class Http(Section, frozen=True):
+    """The server: its address, its processes and how it stops. Durations are in seconds."""
+
+    host: Annotated[str, _text("Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1"
+    port: Annotated[int, _whole(0, 65535, "Port to listen on; 0 takes a free one.")] = 8888
+    workers: Annotated[int, _whole(1, 256, "Server processes that share the port.")] = 1
+    max_requests: Annotated[int, _whole(1, 100_000, "Requests in flight in one worker; more get 503.")] = 512
+    shutdown_delay: Annotated[
+        float, _duration(0, 3600, "How long /ready answers 503 before the port closes; for load balancers.")
+    ] = 0.0
+    shutdown_grace: Annotated[
+        float, _duration(0, 86_400, "How long requests in flight may take to end once the port is closed.")
+    ] = 30.0
+    keep_alive: Annotated[float, _duration(1, 3600, "How long an idle connection stays open.")] = 75.0
+    backlog: Annotated[int, _whole(1, 65535, "Connections that wait to be accepted.")] = 2048
+
+
+class Auth(Section, frozen=True):
+    """Who may do what."""
+
+    enforce: Annotated[bool, Meta(description="Whether requests need a valid token.")] = True
+
+
+class Tiering(Section, frozen=True):
+    """Which object lives where. Sizes are in bytes, durations in seconds."""
+
+    inline_max: Annotated[int, _size(KIB, 16 * MIB, "Objects up to this size live in the high-volume store.")] = MIB
+    object_max: Annotated[int, _size(KIB, 5 * TIB, "The largest object that is accepted.")] = 5 * TIB
+    operation_deadline: Annotated[
+        float, _duration(1, 12 * 3600, "How long one write may take; after it the write is given up.")
+    ] = 6 * 3600.0
+
+
+class Sweeper(Section, frozen=True):
+    """The cleaning up after crashes and of what expired. Durations are in seconds."""
+
+    period: Annotated[float, _duration(1, 86_400, "Time from one run to the next.")] = 60.0
+    grace: Annotated[
+        float, _duration(0, 30 * 86_400, "How long the traces of an operation that never ended are left; always safe.")
+    ] = 6 * 3600.0
+    second_visit: Annotated[
+        float, _duration(0, 86_400, "How long after a blob was deleted it is looked for once more.")
+    ] = 300.0
+
+
+class Log(Section, frozen=True):
+    """What is written to standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], Meta(description="The least severe level written.")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"],
+        Meta(description="json: one object a line; console: for people; auto: console on a terminal, else json."),
+    ] = "auto"
+
+
+class Config(Section, frozen=True):
+    """All settings of one server. A store whose path is empty is below ``data.path``."""
+
+    data: Data = Data()
+    high_volume: SqliteHighVolume = SqliteHighVolume()
+    long_term: FilesystemLongTerm = FilesystemLongTerm()
+    change_log: SqliteChangeLog = SqliteChangeLog()
+    http: Http = Http()
+    auth: Auth = Auth()
+    tiering: Tiering = Tiering()
+    sweeper: Sweeper = Sweeper()
+    log: Log = Log()
+
+    @property
+    def high_volume_path(self) -> Path:
+        """The database file of the high-volume store."""
+        return Path(self.high_volume.path or Path(self.data.path, "high-volume.sqlite3"))
+
+    @property
+    def long_term_path(self) -> Path:
+        """The directory of the long-term store."""
+        return Path(self.long_term.path or Path(self.data.path, "long-term"))
+
+    @property
+    def change_log_path(self) -> Path:
+        """The database file of the change log."""
+        return Path(self.change_log.path or Path(self.data.path, "change-log.sqlite3"))
+
+    def store_path(self, section: str) -> Path | None:
+        """Where the store of a section is; None if the section is not a store's."""
+        paths = {
+            "high_volume": self.high_volume_path,
+            "long_term": self.long_term_path,
+            "change_log": self.change_log_path,
+        }
+        return paths.get(section)
+
+
+def limits_from(config: Config) -> Limits:
+    """The bounds that ``config`` sets, with the defaults of `Limits` for the others."""
+    return Limits(
+        inline_bytes_max=config.tiering.inline_max,
+        object_bytes_max=config.tiering.object_max,
+        operation_deadline_seconds=config.tiering.operation_deadline,
+        entry_grace_seconds=config.sweeper.grace,
+        sweep_second_visit_seconds=config.sweeper.second_visit,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value as it was given, and the words that say where: ``flag --port``."""
+
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A checked configuration, and where each key that was given came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+    def render(self) -> str:
+        """The effective settings as YAML that `load_config` reads back, each with its origin as a comment."""
+        lines: list[str] = []
+        for section in msgspec.structs.fields(Config):
+            lines.append(f"{section.name}:")
+            values = msgspec.to_builtins(getattr(self.config, section.name))
+            for name, value in values.items():
+                key = f"{section.name}.{name}"
+                if name == "path" and not value:  # written out, it would no longer follow data.path
+                    lines.append(f"  # path: {self.config.store_path(section.name)}  # below data.path")
+                    continue
+                written = yaml.safe_dump({name: _KEYS[key].written(value)}, allow_unicode=True, width=math.inf).rstrip(
+                    "\n"
+                )
+                lines.append(f"  {written}  # {self.origins.get(key, 'default')}")
+        return "\n".join(lines) + "\n"
+
+
+def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Setting]) -> LoadedConfig:
+    """Read, merge and check all settings. ``flags`` are by dotted key.
+
+    Raises `ConfigError`, whose text has one line for each problem: the key, where it came from, and the reason.
+    """
+    problems: list[str] = []
+    given: dict[str, Setting] = {}
+    if file is not None:
+        given |= _known(_read_file(file, problems), problems)
+    given |= _known(_read_environment(environment, problems), problems)
+    given |= _known(flags.items(), problems)
+    values = {key: _KEYS[key].value(setting, problems) for key, setting in given.items()}
+    if not problems:
+        config = _build(values)
+        problems.extend(_contradictions(config))
+        if not problems:
+            return LoadedConfig(config, {key: setting.origin for key, setting in given.items()})
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    raise ConfigError(f"{len(problems)} settings are wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the configuration file."""
+    schema = msgspec.json.schema(Config)
+    for definition in schema["$defs"].values():
+        definition["required"] = []
+        for name, described in definition["properties"].items():
+            written = described.pop("written", None)
+            if written is not None:
+                number = {bound: described.pop(bound) for bound in ("type", "minimum", "maximum")}
+                definition["properties"][name] = described | {"anyOf": [number, written]}
+            elif described.get("default") == "":
+                del described["default"]
+    sections = schema["$defs"]["Config"]["properties"]
+    for name in sections:
+        sections[name].pop("default", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tierstore", **schema}
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One setting: how its values are read, checked, described and written."""
+
+    name: str
+    type: Any
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        return next((part.extra or {} for part in get_args(self.type) if isinstance(part, Meta)), {})
+
+    @property
+    def _kind(self) -> str | None:
+        return self._extra.get("kind")
+
+    @property
+    def _plain(self) -> Any:
+        return get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
+
+    @property
+    def textual(self) -> bool:
+        """Whether a value is text, which the environment gives as it is."""
+        return self._plain is str or get_origin(self._plain) is Literal
+
+    def value(self, setting: Setting, problems: list[str]) -> object:
+        """The checked value, or None after adding to ``problems``."""
+        try:
+            value: object = msgspec.convert(self._number(setting.value), self.type)
+        except (msgspec.ValidationError, InvalidRequest, ValueError):
+            wanted = self._wanted(setting.value)
+            problems.append(f"{self.name} ({setting.origin}): {_shown(setting.value)} is not {wanted}")
+            return None
+        if self.name.endswith(".path"):
+            return os.path.expanduser(str(value))  # noqa: PTH111  # because Path would drop the ./ that people wrote
+        return value
+
+    def written(self, value: object) -> object:
+        """``value`` as a person would write it."""
+        if self._kind == "size" and isinstance(value, int):
+            return format_size(value)
+        if self._kind == "duration" and isinstance(value, float) and value.is_integer():
+            return format_duration(int(value))
+        return value
+
+    def _number(self, value: object) -> object:
+        if isinstance(value, str) and self._kind == "size":
+            return parse_size(value)
+        if isinstance(value, str) and self._kind == "duration":
+            return parse_duration(value, Limits())
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(value)
+        return value
+
+    def _wanted(self, value: object) -> str:
+        if get_origin(self._plain) is Literal:
+            names = get_args(self._plain)
+            return f"one of {', '.join(names)}" + _suggestion(_shown(value), names)
+        if self._plain is bool:
+            return "true or false"
+        if self._plain is str:
+            return "text of 1 to 4096 characters without control characters"
+        lowest, highest = self._extra["range"]
+        if self._kind == "size":
+            return f"a size from {format_size(lowest)} to {format_size(highest)}, such as 65536 or 64 KiB"
+        if self._kind == "duration":
+            bounds = f"{format_duration(lowest)} to {format_duration(highest)}"
+            return f"a duration from {bounds}, in seconds or such as 90s or 5m"
+        return f"a whole number from {lowest} to {highest}"
+
+
+def _keys() -> Iterator[_Key]:
+    for section in msgspec.structs.fields(Config):
+        tag = section.type.__struct_config__.tag
+        if tag is not None:
+            yield _Key(f"{section.name}.type", Literal[tag])
+        for field in msgspec.structs.fields(section.type):
+            yield _Key(f"{section.name}.{field.name}", field.type)
+
+
+_KEYS = {key.name: key for key in _keys()}
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)[:80] if isinstance(value, str) and value.isprintable() else repr(value)[:80]
+    except ValueError:
+        return "this number"  # it has more digits than Python prints
+
+
+def _suggestion(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _known(settings: Iterable[tuple[str, Setting]], problems: list[str]) -> dict[str, Setting]:
+    """The ``settings`` whose keys exist; the others are problems."""
+    known: dict[str, Setting] = {}
+    for key, setting in settings:
+        if key in _KEYS:
+            known[key] = setting
+        else:
+            problems.append(f"{key} ({setting.origin}): there is no such setting{_suggestion(key, _KEYS)}")
+    return known
+
+
+def _build(values: Mapping[str, object]) -> Config:
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    made = {}
+    for field in msgspec.structs.fields(Config):
+        fields = sections.get(field.name, {})
+        fields.pop("type", None)
+        made[field.name] = field.type(**fields)
+    return Config(**made)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    if config.tiering.inline_max > config.tiering.object_max:
+        inline, largest = format_size(config.tiering.inline_max), format_size(config.tiering.object_max)
+        yield f"tiering.inline_max: {inline} is more than tiering.object_max, {largest}"
+    paths: dict[str, str] = {}
+    for section in ("high_volume", "long_term", "change_log"):
+        path = os.path.realpath(config.store_path(section) or "")
+        if path in paths:
+            yield f"{section}.path: {path} is already {paths[path]}.path; each store needs a place of its own"
+        paths[path] = section
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML types only; aliases and repeated keys are errors."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # because types-pyyaml leaves it so
+            raise yaml.MarkedYAMLError(None, None, "aliases are not supported here", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key} is there twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> object:
+    """Raises `ValueError` with a reason for people."""
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506  # because it is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem or 'is not YAML'}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def _read_file(file: Path, problems: list[str]) -> Iterator[tuple[str, Setting]]:
+    origin = f"file {str(file) if str(file).isprintable() else ascii(str(file))}"
+    try:
+        sections = _parse_yaml(_file_text(file))
+    except OSError as error:
+        raise ConfigError(f"the config file {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"the config file {file}: {error}") from error
+    if sections is None:
+        return
+    if not isinstance(sections, dict):
+        raise ConfigError(f"the config file {file}: the top level is not a mapping of sections")
+    names = [field.name for field in msgspec.structs.fields(Config)]
+    for name, section in sections.items():
+        if name not in names:
+            problems.append(f"{name} ({origin}): there is no such section{_suggestion(name, names)}")
+        elif isinstance(section, dict):
+            yield from ((f"{name}.{key}", Setting(value, origin)) for key, value in section.items())
+        elif section is not None:
+            problems.append(f"{name} ({origin}): a section is a mapping of keys to values")
+
+
+def _file_text(file: Path) -> str:
+    bytes_max = Limits().config_bytes_max
+    with file.open("rb") as opened:
+        content = opened.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        raise ValueError(f"is larger than {format_size(bytes_max)}")
+    return content.decode()
+
+
+def _read_environment(environment: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, Setting]]:
+    for variable in sorted(environment):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        origin = f"environment {variable}"
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        text = environment[variable]
+        if key in _KEYS and _KEYS[key].textual:
+            yield key, Setting(text, origin)
+            continue
+        try:
+            yield key, Setting(_parse_yaml(text), origin)
+        except ValueError as error:
+            problems.append(f"{key} ({origin}): {error}")

@@ -1,0 +1,98 @@
+"""Request bodies off an ASGI ``receive``.
+
+Guarantees: a `RequestBody` ends normally only when the body is whole: as many bytes as announced, or the end of a
+chunked body; it never hands out more than an object may have; it waits a bounded time for the next bytes. Nothing is
+read, and so a client that sent ``Expect: 100-continue`` is not told to go on, before the first chunk is asked for.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.types import Receive
+
+from tierstore.errors import ClientDisconnected, IncompleteBody, InvalidRequest, NotOffered, ObjectTooLarge
+from tierstore.limits import Limits
+from tierstore.types.streams import Body
+
+_LENGTH_DIGITS_MAX = 19
+
+
+def announces_body(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether a request with these header fields has a body that is not empty (RFC 9112, section 6)."""
+    return b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
+
+
+def announced_size(fields: Mapping[bytes, bytes]) -> int | None:
+    """The body's length in bytes by these header fields; None when it is sent in chunks.
+
+    Raises `InvalidRequest` for a malformed length, and for a body behind an upgrade of the connection: the HTTP parser
+    takes what follows such a request for another protocol, so its body would look empty. Raises `NotOffered` for a
+    transfer coding other than chunked (RFC 9112, section 6.1).
+    """
+    if b"upgrade" in fields and announces_body(fields):
+        raise InvalidRequest("connections are not upgraded here; send a body without the upgrade header")
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None:
+        if coding.strip().lower() != b"chunked":
+            raise NotOffered("the only transfer coding is chunked")
+        return None
+    length = fields.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+        raise InvalidRequest("content-length is a number of bytes")
+    return int(length)
+
+
+class RequestBody(Body):
+    """The body of one request, of ``size`` announced bytes, or of unknown length (None).
+
+    Building it reads nothing. Raises `ObjectTooLarge` at once when the announced length is beyond what an object may
+    have.
+    """
+
+    def __init__(self, receive: Receive, size: int | None, limits: Limits) -> None:
+        if size is not None and size > limits.object_bytes_max:
+            raise _too_large(limits)
+        self._receive = receive
+        self._limits = limits
+        self.size = size
+        self.received = 0
+        """Bytes read so far."""
+        self.disconnected = False
+        """Whether the caller went away before the body was whole."""
+        self.complete = size == 0
+
+    async def __anext__(self) -> bytes:
+        while not self.complete:
+            chunk = await self._next()
+            if chunk:
+                return chunk
+        raise StopAsyncIteration
+
+    async def _next(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.client_stall_seconds_max):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self._limits.client_stall_seconds_max
+            raise IncompleteBody(f"no byte of the body came for {seconds:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            self.disconnected = True
+            if self.size is None:
+                raise ClientDisconnected("the caller went away before the body had ended")
+            raise self._incomplete(self.size)
+        chunk: bytes = message.get("body", b"")
+        self.received += len(chunk)
+        if self.received > self._limits.object_bytes_max:
+            raise _too_large(self._limits)
+        if not message.get("more_body", False):
+            if self.size is not None and self.received != self.size:
+                raise self._incomplete(self.size)
+            self.complete = True
+        return chunk
+
+    def _incomplete(self, size: int) -> IncompleteBody:
+        return IncompleteBody(f"the body ended after {self.received} of {size} announced bytes")
+
+
+def _too_large(limits: Limits) -> ObjectTooLarge:
+    return ObjectTooLarge(f"an object has at most {limits.object_bytes_max} bytes")

@@ -1,0 +1,123 @@
+"""The internal routes: is the process alive, should it get requests, and its metrics.
+
+Guarantees: they are neither gated nor bounded, and answer within seconds whatever the stores do; a scrape never fails
+because a store does.
+"""
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+
+import structlog
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import tierstore
+from tierstore.changelog.entries import Backlog
+from tierstore.clock import MICROS_PER_SECOND, UnixMicros
+from tierstore.errors import TierstoreError
+from tierstore.http.responses import status_of
+from tierstore.http.settings import HttpSettings, Served
+
+_log = structlog.get_logger(__name__)
+
+_ANSWER_SECONDS_MAX = 5.0
+"""How long a store may take to answer a probe or a scrape; what asks has a timeout of its own, often ten seconds."""
+
+
+class InternalRoutes:
+    """``/health``, ``/ready``, ``/metrics``. ``served`` gives what is served, or None while the stores are closed."""
+
+    def __init__(self, settings: HttpSettings, served: Callable[[], Served | None]) -> None:
+        self._settings = settings
+        self._served = served
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes, for a Starlette application."""
+        return [
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    async def health(self, _request: Request) -> Response:
+        """200: the event loop turns."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _request: Request) -> Response:
+        """200, or 503 while the process is draining or a store does not answer."""
+        served = self._served()
+        if served is None or self._settings.draining():
+            return _not_ready("the server is starting or stopping")
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS_MAX):
+                await served.service.check()
+        except TimeoutError:
+            return _not_ready(f"a store has not answered within {_ANSWER_SECONDS_MAX:g} seconds")
+        except TierstoreError as error:
+            _log.warning("not ready", exc_info=error)
+            return _not_ready("a fault of ours; the log says more" if status_of(error) == 500 else str(error))
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self, _request: Request) -> Response:
+        """The metrics of all worker processes, in the Prometheus text format."""
+        backlog = await self._backlog()
+        at_scrape = CollectorRegistry(auto_describe=False)
+        at_scrape.register(_AtScrape(backlog, self._settings.clock.now()))
+        kept = await run_in_threadpool(_kept_metrics)
+        return Response(kept + generate_latest(at_scrape), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def _backlog(self) -> Backlog | None:
+        served = self._served()
+        if served is None:
+            return None
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS_MAX):
+                return await served.service.backlog()
+        except (TierstoreError, TimeoutError) as error:
+            _log.warning("the change log's backlog is unknown", exc_info=error)
+            return None
+
+
+def _not_ready(why: str) -> Response:
+    return JSONResponse({"detail": why}, status_code=503, headers={"retry-after": "1"})
+
+
+def _kept_metrics() -> bytes:
+    """What the process, or with ``PROMETHEUS_MULTIPROC_DIR`` all of them together, have counted. Reads files."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    together = CollectorRegistry()
+    MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # because the library leaves it untyped
+    return generate_latest(together)
+
+
+class _AtScrape(Collector):
+    """Metrics that are looked up for each scrape."""
+
+    def __init__(self, backlog: Backlog | None, now: UnixMicros) -> None:
+        self._backlog = backlog
+        self._now = now
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._changelog()
+        build = GaugeMetricFamily("tierstore_build_info", "What runs here.", labels=["version", "python"])
+        build.add_metric([tierstore.__version__, platform.python_version()], 1)
+        yield build
+
+    def _changelog(self) -> Iterator[Metric]:
+        backlog = self._backlog
+        if backlog is None:
+            return
+        oldest = backlog.oldest
+        seconds = 0.0 if oldest is None else max(self._now - oldest, 0) / MICROS_PER_SECOND
+        yield GaugeMetricFamily("tierstore_changelog_entries", "Entries of the change log.", value=backlog.entries)
+        yield GaugeMetricFamily("tierstore_changelog_oldest_seconds", "Age of its oldest entry.", value=seconds)

@@ -1,0 +1,141 @@
+"""The server process: from a checked configuration to a clean exit.
+
+Start, in this order, so that what can be known to fail fails before anything is served: a directory for the metrics,
+the port, the stores (made and migrated if need be); then serving, in this process or in several
+(`tierstore.process.supervisor`).
+
+How it stops is told in `tierstore.process.worker`; the exit code is then 0.
+
+Guarantees: ``PROMETHEUS_MULTIPROC_DIR`` is set before the metrics are first imported, here or in a worker. Nothing but
+the stores outlives the process, and they need no clean end: killing it loses no acknowledged object. (Killed with -9,
+it leaves its directory of metrics behind; the next server on the machine removes it.)
+"""
+
+import contextlib
+import errno
+import functools
+import ipaddress
+import resource
+import signal
+import socket
+from types import FrameType
+from typing import NoReturn
+
+import structlog
+
+import tierstore
+from tierstore.clock import SystemClock
+from tierstore.config import Config, Http
+from tierstore.errors import StartupError
+from tierstore.logs import StandardError, configure_logs, logs_for_people
+from tierstore.process.metrics_directory import metrics_directory
+from tierstore.process.worker import STOP_SIGNALS, run_worker
+
+_OPEN_FILES_MAX = 65_536
+"""Open files that a process asks for: connections and blobs. Often only 1,024 are given to one that does not ask."""
+
+log = structlog.get_logger(__name__)
+
+
+def serve(config: Config) -> int:
+    """Serve until told to stop, and return the process's exit code.
+
+    Raises `StartupError` if serving cannot begin. To be called once, in the main thread of a process that does nothing
+    else: it owns the signals, the logging and the metrics.
+    """
+    configure_logs(config.log)
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, _stop_while_starting)
+    _raise_open_files_limit()
+    with metrics_directory(), open_listener(config.http) as listener:
+        from tierstore.build import check_stores  # noqa: PLC0415  # because it imports the metrics
+
+        check_stores(config)
+        host, port = listener.getsockname()[:2]
+        started = functools.partial(_announce, config, host, port)
+        if config.http.workers == 1:
+            run_worker(config, listener, started)
+            return 0
+        from tierstore.process.supervisor import Supervisor  # noqa: PLC0415  # because it is for several workers only
+
+        return Supervisor(config, listener, started, SystemClock()).run()
+
+
+def open_listener(http: Http) -> socket.socket:
+    """Take the port: a listening socket, on the first of the host's addresses that can be had.
+
+    Connections wait in it until a worker accepts them. Raises `StartupError`.
+    """
+    try:
+        addresses = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise StartupError(f"the host {http.host} is not known: {error}; choose another with --host") from error
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in addresses:
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(http.backlog)
+        except OSError as error:
+            listener.close()
+            failed = error
+        else:
+            return listener
+    raise StartupError(_listening_failed(http, failed)) from failed
+
+
+def _listening_failed(http: Http, error: OSError | None) -> str:
+    where = f"port {http.port} on {http.host}"
+    code = error.errno if error is not None else None
+    if code == errno.EADDRINUSE:
+        return f"{where} is taken by another process; choose another with --port (0 takes a free one)"
+    if code == errno.EACCES:
+        return f"{where} may not be opened by this user; choose a port from 1024 up with --port"
+    if code == errno.EADDRNOTAVAIL:
+        return f"{http.host} is not an address of this machine; choose another with --host"
+    return f"{where} cannot be opened: {error}"
+
+
+def _announce(config: Config, host: str, port: int) -> None:
+    """Say that the server can be reached, and what may surprise about how."""
+    log.info(
+        "listening",
+        host=host,
+        port=port,
+        workers=config.http.workers,
+        data_path=config.data.path,
+        auth="enforced" if config.auth.enforce else "off",
+        version=tierstore.__version__,
+    )
+    if config.auth.enforce:
+        log.warning("requests for objects are refused: auth is enforced and no key is configured; see --no-auth")
+    elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        log.warning("auth is off and the address is not loopback: whoever reaches it can read and write everything")
+    if logs_for_people(config.log):
+        StandardError().write(_greeting(config, host, port))
+
+
+def _greeting(config: Config, host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # because it is compared, not bound
+    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    lines = [f"tierstore {tierstore.__version__} listens on {url} and keeps its data in {config.data.path}"]
+    if not config.auth.enforce:
+        lines += [
+            "Try it:",
+            f"  curl -X PUT --data-binary 'hello, world' {url}/v1/objects/demo/_/greeting",
+            f"  curl {url}/v1/objects/demo/_/greeting",
+        ]
+    return "\n".join(["", *lines, "Stop it with Ctrl+C.", "", ""])
+
+
+def _raise_open_files_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # then it stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _stop_while_starting(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,149 @@
+"""One process that serves: uvicorn with our settings, a pause before the port closes, and our exit codes.
+
+Stop, on SIGTERM or SIGINT: ``draining`` turns true (``/ready`` answers 503) and everything is served as before for
+``http.shutdown_delay``; then the port closes and requests in flight get ``http.shutdown_grace`` to end; then the
+application closes its stores. A second SIGINT ends the process at once, with exit code 130.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Final, NoReturn
+
+import structlog
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+
+from tierstore.clock import Clock, SystemClock
+from tierstore.config import Config
+from tierstore.errors import StartupError
+from tierstore.http.connection import BoundedConnection
+from tierstore.process.metrics_directory import remove_metrics_directory
+
+EXIT_FORCED: Final = 128 + signal.SIGINT
+"""The exit code after a second SIGINT."""
+
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+log = structlog.get_logger(__name__)
+
+
+def run_worker(config: Config, listener: socket.socket, started: Callable[[], None], parent: int | None = None) -> None:
+    """Serve in this process until told to stop. Calls ``started`` once it is ready, and closes ``listener``.
+
+    ``parent`` is a file descriptor that becomes readable when the process that supervises this one has ended, which
+    is another reason to stop. With it, SIGINT is the supervisor's business. Raises `StartupError`.
+    """
+    from tierstore.build import create_application  # noqa: PLC0415  # because it imports the metrics
+
+    uvicorn_config = uvicorn.Config(
+        lambda: create_application(config, lambda: server.draining),
+        factory=True,
+        interface="asgi3",
+        loop="uvloop",
+        http=BoundedConnection,
+        ws="none",
+        lifespan="on",
+        workers=1,
+        backlog=config.http.backlog,
+        timeout_keep_alive=math.ceil(config.http.keep_alive),
+        timeout_graceful_shutdown=math.ceil(config.http.shutdown_grace),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        reset_contextvars=True,  # a request's log context must not pass to the next one on its connection
+    )
+    server = DrainingServer(
+        uvicorn_config,
+        clock=SystemClock(),
+        delay_seconds=config.http.shutdown_delay,
+        started=started,
+        parent=parent,
+    )
+    try:
+        server.run([listener])
+    except SystemExit as failed:
+        if failed.code == STARTUP_FAILURE:
+            raise StartupError("the application could not start; the log lines above say why") from None
+        raise
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, with a time between the request to stop and the closed port, and with our exit codes."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        clock: Clock,
+        delay_seconds: float,
+        started: Callable[[], None],
+        parent: int | None,
+    ) -> None:
+        super().__init__(config)
+        self._clock = clock
+        self._delay_seconds = delay_seconds
+        self._report_started = started
+        self._parent = parent
+        self._close_at: float | None = None
+        self._drain_logged = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return self._close_at is not None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._parent is not None:
+            asyncio.get_running_loop().add_reader(self._parent, self._parent_ended, self._parent)
+        self._report_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._close_at is not None:
+            if not self._drain_logged:
+                # Not in the signal handler, which may have interrupted a log line.
+                self._drain_logged = True
+                log.info("draining", seconds_until_closed=max(0.0, self._close_at - self._clock.monotonic()))
+            self.should_exit = self.should_exit or self._clock.monotonic() >= self._close_at
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals that ask to stop. Unlike uvicorn's, does not raise them again: a clean stop is exit 0."""
+        handled = STOP_SIGNALS if self._parent is None else (signal.SIGTERM,)
+        previous = {handled_one: signal.signal(handled_one, self.handle_exit) for handled_one in handled}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            yield
+        finally:
+            for handled_one, handler in previous.items():
+                signal.signal(handled_one, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # because it is a signal handler
+        if not self.draining:
+            self._close_at = self._clock.monotonic() + self._delay_seconds
+        elif sig == signal.SIGINT:
+            _exit_at_once()
+
+    def _parent_ended(self, parent: int) -> None:
+        asyncio.get_running_loop().remove_reader(parent)
+        log.error("the supervising process has ended; this worker stops")
+        self._close_at = self._clock.monotonic()  # at once: whoever starts anew needs the port
+
+
+def _exit_at_once() -> NoReturn:
+    """End without waiting for anything, be it a thread that hangs; the stores are as safe as after a crash."""
+    remove_metrics_directory()
+    os._exit(EXIT_FORCED)

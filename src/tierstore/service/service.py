@@ -1,0 +1,98 @@
+"""The object service: what the wire calls, once a request has been admitted.
+
+Guarantees: a mutation whose payload has arrived runs to its end even when its caller goes away (a dropped connection, a
+cancelled request); one whose payload has not arrived is ended, and stores nothing. The number of mutations is bounded.
+Does not: decide who may do what (admission), or where objects live (tiering).
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from tierstore.backends.high_volume.contract import HighVolumeBackend
+from tierstore.backends.long_term.contract import LongTermBackend
+from tierstore.changelog.contract import ChangeLog
+from tierstore.changelog.entries import Backlog
+from tierstore.errors import Busy
+from tierstore.idsource import IdSource
+from tierstore.tasks import TaskOwner
+from tierstore.tiering.objects import OpenObject
+from tierstore.tiering.tiered import TieredStore
+from tierstore.types.ids import ObjectId
+from tierstore.types.metadata import Metadata
+from tierstore.types.objects import FoundObject, Tier
+from tierstore.types.ranges import ByteRange
+from tierstore.types.streams import Body
+
+T = TypeVar("T")
+
+
+class ObjectService:
+    """Runs operations on the tiered store. ``mutations`` owns those that must outlive their callers."""
+
+    def __init__(
+        self,
+        store: TieredStore,
+        high_volume: HighVolumeBackend,
+        long_term: LongTermBackend,
+        changelog: ChangeLog,
+        *,
+        ids: IdSource,
+        mutations: TaskOwner,
+    ) -> None:
+        self._store = store
+        self._high_volume = high_volume
+        self._long_term = long_term
+        self._changelog = changelog
+        self._ids = ids
+        self._mutations = mutations
+
+    def new_key(self) -> str:
+        """A key for an object whose client gave none: unique, URL-safe, 36 characters."""
+        return str(self._ids.uuid())
+
+    async def put(self, object_id: ObjectId, metadata: Metadata, body: Body) -> Tier:
+        """Insert or replace an object; return where it went once it is durable and visible to every reader.
+
+        Raises what ``body`` raises (nothing is stored), `Busy`, `StorageFull`, `OutcomeUnknown` and the other
+        `Unavailable`. Safe to repeat.
+        """
+        return await self._to_completion("put", self._store.put(object_id, metadata, body), body)
+
+    async def get(self, object_id: ObjectId, byte_range: ByteRange | None) -> OpenObject:
+        """Open an object, or the bytes of it that ``byte_range`` selects; the caller reads or closes the payload.
+
+        Raises `ObjectNotFound`, `RangeNotSatisfiable`, `CorruptObject`, `Unavailable`. Safe to repeat.
+        """
+        return await self._store.get(object_id, byte_range)
+
+    async def head(self, object_id: ObjectId) -> FoundObject:
+        """What is known of an object, without its payload. Raises `ObjectNotFound`, `Unavailable`. Safe to repeat."""
+        return await self._store.head(object_id)
+
+    async def delete(self, object_id: ObjectId) -> None:
+        """Delete an object, if there is one. Raises `Busy`, `Unavailable`. Safe to repeat."""
+        await self._to_completion("delete", self._store.delete(object_id), None)
+
+    async def check(self) -> None:
+        """Raise `Unavailable` unless all stores answer."""
+        await self._high_volume.check()
+        await self._changelog.check()
+        await self._long_term.check()
+
+    async def backlog(self) -> Backlog:
+        """How much is in the change log. Raises `Unavailable`."""
+        return await self._changelog.backlog()
+
+    async def _to_completion(self, name: str, work: Coroutine[Any, Any, T], body: Body | None) -> T:
+        if self._mutations.full:
+            work.close()
+            raise Busy("too many writes are under way; try again")
+        task = self._mutations.run(name, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if body is not None and not body.complete:
+                task.cancel()
+            self._mutations.disown(task)
+            raise

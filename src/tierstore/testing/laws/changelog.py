@@ -1,0 +1,815 @@
+"""The laws of a change log: every sentence of `tierstore.changelog.contract`, and the races between its users.
+
+A backend's test class derives from `ChangeLogLaws` and supplies a factory and a back door. What a law says of writing
+it checks through the back door, and what it says of reading it has put there through the back door, so that a fault in
+one cannot hide a fault in the other.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+
+from tierstore.changelog.contract import ChangeLog
+from tierstore.changelog.entries import Backlog, Entry, Role, State
+from tierstore.clock import MICROS_PER_SECOND, UnixMicros
+from tierstore.errors import GivenUp, InvariantBroken
+from tierstore.testing.clock import ManualClock
+from tierstore.testing.hostile import HOSTILE_IDS
+from tierstore.testing.laws.suite import LawSuite
+from tierstore.types.ids import ObjectId, Revision, Scope
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+RACERS = 32
+ROUNDS = 24
+"""Repetitions of a two-sided race, which either side may win."""
+
+
+def owner(number: int) -> UUID:
+    """The owner that laws call ``number``."""
+    return UUID(int=number)
+
+
+def revision(key: str, number: int = 1) -> Revision:
+    """A revision of the object that laws call ``key``."""
+    return Revision(ObjectId("photos", (Scope("org", "17"),), key), UUID(int=number))
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries in an order of their own, to compare what has none."""
+    return sorted(entries, key=lambda entry: (entry.revision.storage_path, entry.owner))
+
+
+NEW, OLD, OTHER = revision("new"), revision("old"), revision("other")
+ME, YOU = owner(1), owner(2)
+
+
+def batched(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """The entries, as many at a time as may wait for a store with `Limits.tiny`."""
+    for start in range(0, len(entries), RACERS):
+        yield entries[start : start + RACERS]
+
+
+class ChangeLogLaws(LawSuite):
+    """What every change log does. ``clock`` is the one that its instances are opened with."""
+
+    clock: ManualClock
+
+    @abstractmethod
+    async def open(self) -> ChangeLog:
+        """Open one more instance on the store of this test, with ``clock``."""
+
+    @abstractmethod
+    async def stored(self) -> Sequence[Entry]:
+        """Back door: every entry as it is in the store, in any order."""
+
+    @abstractmethod
+    async def plant(self, entries: Sequence[Entry]) -> None:
+        """Back door: put ``entries`` into the store."""
+
+    @pytest.fixture
+    async def log(self) -> AsyncIterator[ChangeLog]:
+        """One open change log."""
+        log = await self.open()
+        yield log
+        await log.close()
+
+    @pytest.fixture
+    async def second(self, log: ChangeLog) -> AsyncIterator[ChangeLog]:
+        """Another instance on the store of ``log``, as of another process."""
+        second = await self.open()
+        assert second is not log
+        yield second
+        await second.close()
+
+    def entry(
+        self,
+        revision: Revision = NEW,
+        owner: UUID = ME,
+        *,
+        role: Role = Role.NEW,
+        state: State = State.OPEN,
+        epoch: int = 0,
+        sweeps: int = 0,
+        recorded: UnixMicros = 1_000,
+        not_before: UnixMicros = 2_000,
+    ) -> Entry:
+        """An entry to plant or to expect."""
+        return Entry(
+            revision=revision,
+            owner=owner,
+            role=role,
+            state=state,
+            epoch=epoch,
+            sweeps=sweeps,
+            recorded=recorded,
+            not_before=not_before,
+        )
+
+    async def expect(self, *entries: Entry) -> None:
+        """The store holds these entries and no other."""
+        assert in_order(await self.stored()) == in_order(entries)
+
+    # record
+
+    async def test_record_stores_both_entries_as_they_begin(self, log: ChangeLog) -> None:
+        """`record` stores new and old: open, epoch 0, no sweeps, with the clock's time and the given ``not_before``."""
+        now = self.clock.now()
+        await log.record(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(
+            self.entry(NEW, role=Role.NEW, recorded=now, not_before=77),
+            self.entry(OLD, role=Role.OLD, recorded=now, not_before=77),
+        )
+
+    @pytest.mark.parametrize("role", Role)
+    async def test_record_stores_one_entry(self, log: ChangeLog, role: Role) -> None:
+        """`record` of one revision stores that one, in its role."""
+        await log.record(
+            ME, new=NEW if role is Role.NEW else None, old=NEW if role is Role.OLD else None, not_before=77
+        )
+        await self.expect(self.entry(NEW, role=role, recorded=self.clock.now(), not_before=77))
+
+    async def test_record_of_nothing_is_refused(self, log: ChangeLog) -> None:
+        """`record` with neither new nor old breaks an invariant, and stores nothing."""
+        with pytest.raises(InvariantBroken):
+            await log.record(ME, new=None, old=None, not_before=77)
+        await self.expect()
+
+    async def test_record_of_one_revision_in_both_roles_is_refused(self, log: ChangeLog) -> None:
+        """`record` of one revision as new and as old breaks an invariant, and stores nothing."""
+        with pytest.raises(InvariantBroken):
+            await log.record(ME, new=NEW, old=NEW, not_before=77)
+        await self.expect()
+
+    @pytest.mark.parametrize("held", Role)
+    async def test_record_of_a_revision_in_its_other_role_is_refused(self, log: ChangeLog, held: Role) -> None:
+        """`record` of a revision that the owner holds in the other role breaks an invariant; nothing is changed."""
+        entry = self.entry(OTHER, role=held)
+        await self.plant([entry])
+        new, old = (NEW, OTHER) if held is Role.NEW else (OTHER, OLD)
+        with pytest.raises(InvariantBroken):
+            await log.record(ME, new=new, old=old, not_before=77)
+        await self.expect(entry)
+
+    async def test_record_is_idempotent(self, log: ChangeLog) -> None:
+        """Repeating `record`, after a lost reply, leaves what the first call stored."""
+        await log.record(ME, new=NEW, old=OLD, not_before=77)
+        first = await self.stored()
+        self.clock.advance(60)
+        await log.record(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(*first)
+
+    async def test_record_again_with_another_time(self, log: ChangeLog) -> None:
+        """A repeated `record` sets ``not_before`` anew, earlier or later."""
+        for not_before in (77, 99, 55):
+            await log.record(ME, new=NEW, old=OLD, not_before=not_before)
+            assert {entry.not_before for entry in await self.stored()} == {not_before}
+
+    async def test_record_does_not_revive_a_condemned_new_revision(self, log: ChangeLog) -> None:
+        """`record` over a condemned entry of role new raises `GivenUp` and changes nothing, the old entry neither.
+
+        Its sweeper may have fenced the row and be about to delete the blob: the owner must not commit it.
+        """
+        condemned = self.entry(NEW, state=State.CONDEMNED, epoch=1)
+        await self.plant([condemned])
+        with pytest.raises(GivenUp):
+            await log.record(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(condemned)
+
+    async def test_record_takes_a_condemned_old_revision_back(self, log: ChangeLog) -> None:
+        """`record` over a condemned entry of role old opens it with a larger epoch: its sweeper has lost it."""
+        condemned = self.entry(OLD, role=Role.OLD, state=State.CONDEMNED, epoch=3, sweeps=2)
+        await self.plant([condemned])
+        await log.record(ME, new=NEW, old=OLD, not_before=77)
+        mine = self.entry(OLD, role=Role.OLD, epoch=4, not_before=77)
+        await self.expect(mine, self.entry(NEW, recorded=self.clock.now(), not_before=77))
+        assert not await log.forget_condemned(condemned)
+        assert not await log.resume_later(condemned, 99)
+        assert await log.condemn(condemned, 99) is None
+
+    async def test_entries_of_one_revision_are_kept_by_owner(self, log: ChangeLog) -> None:
+        """Two owners' entries of one revision are two entries, whatever their roles."""
+        await log.record(ME, new=NEW, old=OLD, not_before=77)
+        await log.record(YOU, new=OTHER, old=NEW, not_before=88)
+        now = self.clock.now()
+        await self.expect(
+            self.entry(NEW, ME, role=Role.NEW, recorded=now, not_before=77),
+            self.entry(OLD, ME, role=Role.OLD, recorded=now, not_before=77),
+            self.entry(OTHER, YOU, role=Role.NEW, recorded=now, not_before=88),
+            self.entry(NEW, YOU, role=Role.OLD, recorded=now, not_before=88),
+        )
+
+    async def test_concurrent_records_are_all_kept(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Owners that record at the same time, on two instances, lose nothing of each other."""
+        await asyncio.gather(
+            *(
+                (log, second)[number % 2].record(owner(number), new=revision("n", number), old=OLD, not_before=number)
+                for number in range(RACERS)
+            )
+        )
+        now = self.clock.now()
+        await self.expect(
+            *(self.entry(revision("n", n), owner(n), recorded=now, not_before=n) for n in range(RACERS)),
+            *(self.entry(OLD, owner(n), role=Role.OLD, recorded=now, not_before=n) for n in range(RACERS)),
+        )
+
+    # record_again
+
+    async def test_record_again_replaces_the_old_revision(self, log: ChangeLog) -> None:
+        """`record_again` swaps the old entry for the given one; the new one stays, with a larger epoch."""
+        await self.plant([self.entry(NEW), self.entry(OLD, role=Role.OLD)])
+        assert await log.record_again(ME, new=NEW, old=OTHER, not_before=77)
+        await self.expect(
+            self.entry(NEW, epoch=1, not_before=77),
+            self.entry(OTHER, role=Role.OLD, recorded=self.clock.now(), not_before=77),
+        )
+
+    async def test_record_again_replaces_the_old_revision_by_nothing(self, log: ChangeLog) -> None:
+        """`record_again` without old leaves the new entry alone in the log."""
+        await self.plant([self.entry(NEW), self.entry(OLD, role=Role.OLD)])
+        assert await log.record_again(ME, new=NEW, old=None, not_before=77)
+        await self.expect(self.entry(NEW, epoch=1, not_before=77))
+
+    async def test_record_again_adds_an_old_revision(self, log: ChangeLog) -> None:
+        """`record_again` records an old revision where there was none."""
+        await self.plant([self.entry(NEW)])
+        assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(
+            self.entry(NEW, epoch=1, not_before=77),
+            self.entry(OLD, role=Role.OLD, recorded=self.clock.now(), not_before=77),
+        )
+
+    async def test_record_again_of_the_same_old_revision_keeps_its_age(self, log: ChangeLog) -> None:
+        """An old entry that is recorded again stays as old as it is; its epoch grows, its time is the given one."""
+        await self.plant([self.entry(NEW, epoch=2), self.entry(OLD, role=Role.OLD, epoch=5)])
+        assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(
+            self.entry(NEW, epoch=3, not_before=77), self.entry(OLD, role=Role.OLD, epoch=6, not_before=77)
+        )
+
+    @pytest.mark.parametrize("old", [OLD, OTHER, None])
+    async def test_record_again_without_a_new_revision(self, log: ChangeLog, old: Revision | None) -> None:
+        """Of a small write, `record_again` replaces the old entry and cannot fail."""
+        await self.plant([self.entry(OLD, role=Role.OLD)])
+        assert await log.record_again(ME, new=None, old=old, not_before=77)
+        same = self.entry(OLD, role=Role.OLD, epoch=1, not_before=77)
+        fresh = self.entry(OTHER, role=Role.OLD, recorded=self.clock.now(), not_before=77)
+        await self.expect(*([] if old is None else [same if old == OLD else fresh]))
+
+    async def test_record_again_removes_all_other_old_revisions(self, log: ChangeLog) -> None:
+        """However many old entries the owner has, `record_again` leaves the given one."""
+        await self.plant([self.entry(revision("many", n), role=Role.OLD) for n in range(4)])
+        assert await log.record_again(ME, new=None, old=revision("many", 2), not_before=77)
+        await self.expect(self.entry(revision("many", 2), role=Role.OLD, epoch=1, not_before=77))
+
+    @pytest.mark.parametrize(
+        "held",
+        [
+            pytest.param(None, id="absent"),
+            pytest.param((Role.NEW, State.CONDEMNED), id="condemned"),
+            pytest.param((Role.OLD, State.OPEN), id="recorded-as-old"),
+        ],
+    )
+    async def test_record_again_gives_up_without_the_new_entry(
+        self, log: ChangeLog, held: tuple[Role, State] | None
+    ) -> None:
+        """When the new entry is not there and open, `record_again` says False and changes nothing at all."""
+        before = [self.entry(OLD, role=Role.OLD), self.entry(NEW, YOU)]
+        if held is not None:
+            before.append(self.entry(NEW, role=held[0], state=held[1], epoch=1))
+        await self.plant(before)
+        for old in (OTHER, OLD, None):
+            assert not await log.record_again(ME, new=NEW, old=old, not_before=77)
+        await self.expect(*before)
+
+    @pytest.mark.parametrize("sweeps", [0, 2])
+    async def test_record_again_takes_a_condemned_old_revision_back(self, log: ChangeLog, sweeps: int) -> None:
+        """An old entry that is recorded again is open, whoever had condemned it, and that sweeper has lost it."""
+        condemned = self.entry(OLD, role=Role.OLD, state=State.CONDEMNED, epoch=3, sweeps=sweeps)
+        await self.plant([self.entry(NEW), condemned])
+        assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
+        mine = self.entry(OLD, role=Role.OLD, epoch=4, not_before=77)
+        assert not await log.forget_condemned(condemned)
+        assert not await log.resume_later(condemned, 99)
+        assert await log.condemn(condemned, 99) is None
+        await self.expect(self.entry(NEW, epoch=1, not_before=77), mine)
+
+    async def test_record_again_drops_a_condemned_old_revision(self, log: ChangeLog) -> None:
+        """An old entry that another one replaces is gone, condemned or not, and its sweeper has lost it."""
+        condemned = self.entry(OLD, role=Role.OLD, state=State.CONDEMNED, epoch=3)
+        await self.plant([self.entry(NEW), condemned])
+        assert await log.record_again(ME, new=NEW, old=OTHER, not_before=77)
+        assert not await log.forget_condemned(condemned)
+        assert not await log.resume_later(condemned, 99)
+        assert await log.condemn(condemned, 99) is None
+        assert {entry.revision for entry in await self.stored()} == {NEW, OTHER}
+
+    async def test_record_again_defers_every_entry_of_the_owner(self, log: ChangeLog) -> None:
+        """``not_before`` is set on all of the owner's entries, also on one that was not named, and on no other."""
+        await self.plant([self.entry(NEW), self.entry(OLD, role=Role.OLD), self.entry(NEW, YOU), self.entry(OTHER)])
+        assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
+        await self.expect(
+            self.entry(NEW, epoch=1, not_before=77),
+            self.entry(OLD, role=Role.OLD, epoch=1, not_before=77),
+            self.entry(OTHER, not_before=77),
+            self.entry(NEW, YOU),
+        )
+
+    async def test_record_again_leaves_other_owners_alone(self, log: ChangeLog) -> None:
+        """Another owner's entries of the same revisions stay exactly as they are."""
+        theirs = [
+            self.entry(NEW, YOU, role=Role.OLD),
+            self.entry(OLD, YOU, role=Role.OLD, state=State.CONDEMNED, epoch=1),
+            self.entry(OTHER, YOU, role=Role.OLD, epoch=4),
+        ]
+        await self.plant([*theirs, self.entry(NEW), self.entry(OLD, role=Role.OLD)])
+        assert await log.record_again(ME, new=NEW, old=OTHER, not_before=77)
+        stored = await self.stored()
+        assert in_order(entry for entry in stored if entry.owner == YOU) == in_order(theirs)
+
+    async def test_record_again_is_safe_to_repeat(self, log: ChangeLog) -> None:
+        """Repeating `record_again` answers the same and leaves the same entries, only their epochs grow."""
+        await log.record(ME, new=NEW, old=OLD, not_before=55)
+        for _ in range(3):
+            assert await log.record_again(ME, new=NEW, old=OTHER, not_before=77)
+            stored = [replace(entry, epoch=0) for entry in await self.stored()]
+            now = self.clock.now()
+            expected = [
+                self.entry(NEW, recorded=now, not_before=77),
+                self.entry(OTHER, role=Role.OLD, recorded=now, not_before=77),
+            ]
+            assert in_order(stored) == in_order(expected)
+
+    async def test_record_again_in_both_roles_is_refused(self, log: ChangeLog) -> None:
+        """`record_again` of one revision as new and as old breaks an invariant; nothing is changed."""
+        before = [self.entry(NEW), self.entry(OLD, role=Role.OLD)]
+        await self.plant(before)
+        with pytest.raises(InvariantBroken):
+            await log.record_again(ME, new=NEW, old=NEW, not_before=77)
+        with pytest.raises(InvariantBroken):
+            await log.record_again(ME, new=None, old=NEW, not_before=77)
+        await self.expect(*before)
+
+    @pytest.mark.parametrize("role", Role)
+    async def test_a_sweeper_that_only_saw_an_entry_loses_to_its_owner(self, log: ChangeLog, role: Role) -> None:
+        """Once `record_again` has returned True, no entry that was seen before can be condemned."""
+        await log.record(ME, new=NEW, old=OLD, not_before=0)
+        seen = [entry for entry in await log.due(0, 10) if entry.role is role]
+        assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
+        before = await self.stored()
+        assert [await log.condemn(entry, 99) for entry in seen] == [None]
+        await self.expect(*before)
+
+    async def test_owner_and_sweeper_race_for_a_new_revision(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of `record_again` and `condemn` at the same time, exactly one succeeds, and the store shows which."""
+        for number in range(ROUNDS):
+            mine, new = owner(number), revision("raced", number)
+            await log.record(mine, new=new, old=OLD, not_before=0)
+            [seen] = await log.find(new)
+            kept, taken = await raced(
+                number,
+                log.record_again(mine, new=new, old=OTHER, not_before=77),
+                second.condemn(seen, 99),
+            )
+            held = {entry.revision: entry for entry in await self.stored() if entry.owner == mine}
+            if kept:
+                assert taken is None
+                assert held.keys() == {new, OTHER}
+                assert (held[new].state, held[new].not_before) == (State.OPEN, 77)
+            else:
+                assert taken == held[new]
+                assert held.keys() == {new, OLD}
+                assert (held[new].state, held[new].not_before) == (State.CONDEMNED, 99)
+
+    async def test_owner_and_sweeper_race_for_an_old_revision(self, log: ChangeLog, second: ChangeLog) -> None:
+        """`record_again` of an old entry always prevails: afterwards it is open, and no sweeper holds it."""
+        for number in range(ROUNDS):
+            mine, old = owner(number), revision("raced", number)
+            await log.record(mine, new=None, old=old, not_before=0)
+            [seen] = await log.find(old)
+            kept, taken = await raced(
+                number, log.record_again(mine, new=None, old=old, not_before=77), second.condemn(seen, 99)
+            )
+            assert kept
+            [held] = await second.find(old)
+            assert (held.state, held.not_before) == (State.OPEN, 77)
+            assert held.epoch == (1 if taken is None else 2)
+            assert taken is None or not await second.forget_condemned(taken)
+
+    # forget
+
+    async def test_forget_removes_all_entries_of_the_owner(self, log: ChangeLog) -> None:
+        """`forget` removes the owner's entries in any role and state, and no other owner's."""
+        theirs = [self.entry(NEW, YOU), self.entry(OLD, YOU, role=Role.OLD, state=State.CONDEMNED, epoch=1)]
+        mine = [
+            self.entry(revision("mine", number), role=role, state=state)
+            for number, (role, state) in enumerate((role, state) for role in Role for state in State)
+        ]
+        await self.plant([*theirs, *mine])
+        await log.forget(ME)
+        await self.expect(*theirs)
+
+    async def test_forget_of_an_unknown_owner(self, log: ChangeLog) -> None:
+        """Forgetting what is not there is fine, also twice."""
+        await self.plant([self.entry(NEW, YOU)])
+        await log.forget(ME)
+        await log.forget(ME)
+        await self.expect(self.entry(NEW, YOU))
+
+    async def test_a_sweeper_loses_an_entry_that_its_owner_forgets(self, log: ChangeLog, second: ChangeLog) -> None:
+        """After `forget`, the sweeper that had condemned the entry changes nothing and brings nothing back."""
+        await self.plant([self.entry(NEW)])
+        taken = await second.condemn(self.entry(NEW), 99)
+        assert taken is not None
+        await log.forget(ME)
+        assert not await second.resume_later(taken, 99)
+        assert not await second.forget_condemned(taken)
+        assert await second.condemn(taken, 99) is None
+        await self.expect()
+
+    # expedite
+
+    async def test_expedite_moves_the_open_entries_of_the_owner(self, log: ChangeLog) -> None:
+        """`expedite` sets ``not_before`` of the owner's open entries, and changes nothing else and no other entry."""
+        others = [
+            self.entry(OTHER, state=State.CONDEMNED, epoch=1),
+            self.entry(NEW, YOU),
+            self.entry(OLD, YOU, role=Role.OLD),
+        ]
+        await self.plant([*others, self.entry(NEW, epoch=4), self.entry(OLD, role=Role.OLD)])
+        await log.expedite(ME, 1_500)
+        await self.expect(
+            *others,
+            self.entry(NEW, epoch=4, not_before=1_500),
+            self.entry(OLD, role=Role.OLD, not_before=1_500),
+        )
+        assert {entry.revision for entry in await log.due(1_500, 10)} == {NEW, OLD}
+
+    async def test_expedite_of_an_unknown_owner(self, log: ChangeLog) -> None:
+        """Expediting what is not there is fine."""
+        await log.expedite(ME, 0)
+        await self.expect()
+
+    # condemn
+
+    @pytest.mark.parametrize("role", Role)
+    async def test_condemn_takes_an_open_entry_over(self, log: ChangeLog, role: Role) -> None:
+        """`condemn` changes state, epoch and ``not_before``, leaves the rest, and returns the entry as it is stored."""
+        seen, bystander = self.entry(NEW, role=role, epoch=6), self.entry(NEW, YOU, role=role, epoch=6)
+        await self.plant([seen, bystander])
+        taken = await log.condemn(seen, 99)
+        assert taken == replace(seen, state=State.CONDEMNED, epoch=7, not_before=99)
+        await self.expect(taken, bystander)
+
+    async def test_condemn_decides_by_state_and_epoch(self, log: ChangeLog) -> None:
+        """`condemn` of an entry whose state or epoch is another now, or that is gone, returns None; nothing changes.
+
+        What else has changed since it was seen does not matter: the stored values stay.
+        """
+        held = self.entry(NEW, epoch=2, sweeps=1)
+        await self.plant([held])
+        for stale in (
+            replace(held, epoch=1),
+            replace(held, epoch=3),
+            replace(held, state=State.CONDEMNED),
+            replace(held, owner=YOU),
+            replace(held, revision=OTHER),
+        ):
+            assert await log.condemn(stale, 99) is None
+        await self.expect(held)
+        taken = await log.condemn(replace(held, sweeps=9, recorded=9, not_before=9, role=Role.OLD), 99)
+        assert taken == replace(held, state=State.CONDEMNED, epoch=3, not_before=99)
+
+    async def test_one_of_many_sweepers_condemns_an_entry(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of sweepers on two instances that condemn one entry at the same time, one gets it: the one in the store."""
+        await self.plant([self.entry(NEW)])
+        seen = self.entry(NEW)
+        for visit in range(1, 4):  # from open, then again and again over an expired lease
+            won = await asyncio.gather(
+                *((log, second)[number % 2].condemn(seen, 1_000 * visit + number) for number in range(RACERS))
+            )
+            [taken] = [entry for entry in won if entry is not None]
+            assert taken.epoch == visit
+            assert taken.not_before == 1_000 * visit + won.index(taken)
+            await self.expect(taken)
+            seen = taken
+
+    async def test_many_entries_are_shared_out_among_sweepers(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Sweepers that condemn all they see, at the same time, get each entry once between them."""
+        seen = [self.entry(revision("shared", number)) for number in range(RACERS)]
+        await self.plant(seen)
+        won = await asyncio.gather(
+            *(sweeper.condemn(entry, 99) for sweeper in (log, second) for entry in seen),
+        )
+        taken = [entry for entry in won if entry is not None]
+        assert len(taken) == RACERS
+        await self.expect(*taken)
+
+    async def test_a_sweeper_loses_an_entry_after_its_lease(self, log: ChangeLog, second: ChangeLog) -> None:
+        """A condemned entry may be condemned again; the sweeper that had it before changes nothing any more."""
+        await self.plant([self.entry(NEW)])
+        taken = await log.condemn(self.entry(NEW), 50)
+        assert taken is not None
+        assert await second.due(49, 10) == []
+        [found] = await second.due(50, 10)
+        assert found == taken
+        retaken = await second.condemn(found, 99)
+        assert retaken == replace(taken, epoch=2, not_before=99)
+        assert not await log.resume_later(taken, 500)
+        assert not await log.forget_condemned(taken)
+        assert await log.condemn(taken, 500) is None
+        await self.expect(retaken)
+        assert await second.forget_condemned(retaken)
+        await self.expect()
+
+    # resume_later
+
+    async def test_resume_later_counts_the_visit(self, log: ChangeLog) -> None:
+        """`resume_later` adds to sweeps and epoch and sets ``not_before``; the entry stays condemned."""
+        seen = self.entry(NEW, state=State.CONDEMNED, epoch=3, sweeps=1)
+        bystander = self.entry(NEW, YOU, state=State.CONDEMNED, epoch=3, sweeps=1)
+        await self.plant([seen, bystander])
+        assert await log.resume_later(seen, 500)
+        await self.expect(replace(seen, epoch=4, sweeps=2, not_before=500), bystander)
+
+    async def test_resume_later_counts_a_visit_once(self, log: ChangeLog, second: ChangeLog) -> None:
+        """However often and from wherever one visit is reported, it counts once."""
+        seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
+        await self.plant([seen])
+        reports = await asyncio.gather(*((log, second)[n % 2].resume_later(seen, 500) for n in range(RACERS)))
+        assert sorted(reports) == [False] * (RACERS - 1) + [True]
+        await self.expect(replace(seen, epoch=2, sweeps=1, not_before=500))
+
+    async def test_resume_later_wants_a_condemned_entry(self, log: ChangeLog) -> None:
+        """`resume_later` of an open, changed or absent entry says False and changes nothing."""
+        held, condemned = self.entry(NEW), self.entry(OLD, state=State.CONDEMNED, epoch=2)
+        await self.plant([held, condemned])
+        for stale in (
+            held,
+            replace(held, state=State.CONDEMNED),
+            replace(condemned, epoch=1),
+            replace(condemned, epoch=3),
+            replace(condemned, state=State.OPEN),
+            replace(condemned, owner=YOU),
+            replace(condemned, revision=OTHER),
+        ):
+            assert not await log.resume_later(stale, 500)
+        await self.expect(held, condemned)
+
+    async def test_an_entry_that_was_given_back_is_not_taken_too_early(self, log: ChangeLog, second: ChangeLog) -> None:
+        """A sweeper that saw the entry before another one gave it back for later does not get it."""
+        seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
+        await self.plant([seen])
+        assert await log.resume_later(seen, 500)
+        assert await second.condemn(seen, 600) is None
+        [later] = await second.due(500, 10)
+        assert later.sweeps == 1
+        taken = await second.condemn(later, 600)
+        assert taken == replace(later, epoch=later.epoch + 1, not_before=600)
+
+    # forget_condemned
+
+    async def test_forget_condemned_removes_one_entry(self, log: ChangeLog) -> None:
+        """`forget_condemned` removes that entry, once, and no other of the revision or the owner."""
+        seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
+        others = [replace(seen, owner=YOU), replace(seen, revision=OTHER), self.entry(OLD, role=Role.OLD)]
+        await self.plant([seen, *others])
+        assert await log.forget_condemned(seen)
+        assert not await log.forget_condemned(seen)
+        await self.expect(*others)
+
+    async def test_forget_condemned_wants_a_condemned_entry(self, log: ChangeLog) -> None:
+        """`forget_condemned` of an open, changed or absent entry says False and removes nothing."""
+        held, condemned = self.entry(NEW), self.entry(OLD, state=State.CONDEMNED, epoch=2)
+        await self.plant([held, condemned])
+        for stale in (
+            held,
+            replace(held, state=State.CONDEMNED),
+            replace(condemned, epoch=1),
+            replace(condemned, epoch=3),
+            replace(condemned, state=State.OPEN),
+            replace(condemned, owner=YOU),
+            replace(condemned, revision=OTHER),
+        ):
+            assert not await log.forget_condemned(stale)
+        await self.expect(held, condemned)
+
+    async def test_one_of_many_forgets_a_condemned_entry(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of many that forget one condemned entry at the same time, one is told that it did."""
+        seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
+        await self.plant([seen])
+        told = await asyncio.gather(*((log, second)[n % 2].forget_condemned(seen) for n in range(RACERS)))
+        assert sorted(told) == [False] * (RACERS - 1) + [True]
+        await self.expect()
+
+    async def test_two_sweepers_race_over_an_expired_lease(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Either the first sweeper still forgets its entry, or another takes it over: never both, never neither."""
+        for number in range(ROUNDS):
+            seen = self.entry(revision("raced", number), state=State.CONDEMNED, epoch=1)
+            await self.plant([seen])
+            forgotten, taken = await raced(number, log.forget_condemned(seen), second.condemn(seen, 99))
+            assert forgotten == (taken is None)
+            assert await log.find(seen.revision) == ([] if taken is None else [taken])
+
+    async def test_epochs_only_grow(self, log: ChangeLog) -> None:
+        """Through any number of changes of hands, an entry's epoch is larger after each: no state comes again."""
+        await log.record(ME, new=None, old=OLD, not_before=0)
+        epochs = []
+        for _ in range(3):
+            [held] = await log.find(OLD)
+            taken = await log.condemn(held, 0)
+            assert taken is not None
+            epochs += [held.epoch, taken.epoch]
+            assert await log.resume_later(taken, 0)
+            [given_back] = await log.find(OLD)
+            epochs.append(given_back.epoch)
+            assert await log.record_again(ME, new=None, old=OLD, not_before=0)
+        assert epochs == sorted(set(epochs))
+
+    # due
+
+    async def test_due_lists_the_earliest_first(self, log: ChangeLog) -> None:
+        """`due` lists entries of any role and state in the order of their ``not_before``."""
+        kinds = [(role, state) for role in Role for state in State]
+        times = [500, 100, 400, 200, 300, 150, 450, 250]
+        planted = [
+            self.entry(revision("due", at), owner(at), role=kinds[n % 4][0], state=kinds[n % 4][1], not_before=at)
+            for n, at in enumerate(times)
+        ]
+        await self.plant(planted)
+        assert list(await log.due(1_000, 100)) == sorted(planted, key=lambda entry: entry.not_before)
+
+    async def test_due_starts_at_the_exact_instant(self, log: ChangeLog) -> None:
+        """An entry is due from its ``not_before`` on, to the microsecond."""
+        at = 1_767_225_600 * MICROS_PER_SECOND + 1
+        await self.plant([self.entry(not_before=at)])
+        assert list(await log.due(at - 1, 10)) == []
+        assert list(await log.due(at, 10)) == [self.entry(not_before=at)]
+        assert list(await log.due(at + 1, 10)) == [self.entry(not_before=at)]
+
+    async def test_due_keeps_to_its_limit(self, log: ChangeLog) -> None:
+        """`due` returns at most ``limit`` entries, the earliest ones, and does not change them."""
+        planted = [self.entry(revision("due", at), not_before=at) for at in range(1, 10)]
+        await self.plant(planted)
+        for limit in (1, 4, 9, 10):
+            assert list(await log.due(9, limit)) == planted[:limit]
+        assert list(await log.due(3, 10)) == planted[:3]
+        await self.expect(*planted)
+
+    async def test_due_lists_equal_times_in_part(self, log: ChangeLog) -> None:
+        """Entries of one instant fill ``limit`` like any other, each listed once."""
+        planted = [self.entry(revision("due", number)) for number in range(6)]
+        await self.plant(planted)
+        listed = await log.due(2_000, 4)
+        assert len({entry.revision for entry in listed}) == 4
+        assert in_order(await log.due(2_000, 6)) == in_order(planted)
+
+    # find
+
+    async def test_find_lists_the_entries_of_a_revision(self, log: ChangeLog) -> None:
+        """`find` lists all entries of that revision and of no other, in the order of their owners."""
+        owners = [owner(number) for number in (5, 1 << 127, 2, 1 << 64, 0, (1 << 128) - 1)]
+        planted = [self.entry(NEW, number, role=Role.OLD, state=State.CONDEMNED) for number in owners]
+        decoys = [revision("new", 2), revision("new", 1 << 127), revision("ne"), revision("new/"), revision("NEW")]
+        await self.plant([*planted, *(self.entry(decoy) for decoy in decoys)])
+        assert list(await log.find(NEW)) == sorted(planted, key=lambda entry: entry.owner)
+
+    async def test_find_of_an_unknown_revision(self, log: ChangeLog) -> None:
+        """`find` of a revision without entries is an empty answer."""
+        await self.plant([self.entry(OLD)])
+        assert list(await log.find(NEW)) == []
+
+    # backlog
+
+    async def test_backlog_of_an_empty_log(self, log: ChangeLog) -> None:
+        """An empty log has no oldest entry."""
+        assert await log.backlog() == Backlog(entries=0, oldest=None)
+
+    async def test_backlog_counts_and_tells_the_oldest(self, log: ChangeLog) -> None:
+        """`backlog` counts every entry, in any state, and tells the earliest time at which one was recorded."""
+        times = [500, 200, 400, 300]
+        planted = [
+            self.entry(revision("old", at), owner(at), state=state, recorded=at)
+            for at, state in zip(times, [*State, *State], strict=True)
+        ]
+        await self.plant(planted)
+        assert await log.backlog() == Backlog(entries=4, oldest=200)
+        await log.forget(owner(200))
+        assert await log.backlog() == Backlog(entries=3, oldest=300)
+
+    async def test_backlog_age_outlives_changes_of_hands(self, log: ChangeLog) -> None:
+        """However often an entry changes hands, its age counts from the first time it was recorded."""
+        start = self.clock.now()
+        await log.record(ME, new=None, old=OLD, not_before=0)
+        self.clock.advance(60)
+        assert await log.record_again(ME, new=None, old=OLD, not_before=0)
+        [held] = await log.find(OLD)
+        taken = await log.condemn(held, 0)
+        assert taken is not None
+        assert await log.resume_later(taken, 0)
+        await log.record(ME, new=None, old=OLD, not_before=0)
+        await log.record(YOU, new=NEW, old=None, not_before=0)
+        assert await log.backlog() == Backlog(entries=2, oldest=start)
+        await log.forget(ME)
+        assert await log.backlog() == Backlog(entries=1, oldest=self.clock.now())
+
+    # names
+
+    async def test_hostile_names(self, log: ChangeLog) -> None:
+        """Any object id names entries of its own: found, listed, condemned and forgotten, and no other with them."""
+        expected = [
+            self.entry(Revision(object_id, UUID(int=1)), owner(number), recorded=self.clock.now(), not_before=number)
+            for number, object_id in enumerate(HOSTILE_IDS)
+        ]
+        for some in batched(expected):
+            await asyncio.gather(
+                *(log.record(entry.owner, new=entry.revision, old=None, not_before=entry.not_before) for entry in some)
+            )
+        await self.expect(*expected)
+        assert list(await log.due(len(expected), len(expected) + 1)) == expected
+        for some in batched(expected):
+            found = await asyncio.gather(*(log.find(entry.revision) for entry in some))
+            assert [list(entries) for entries in found] == [[entry] for entry in some]
+        gone, kept = expected[::2], expected[1::2]
+        for some in batched(gone):
+            taken = await asyncio.gather(*(log.condemn(entry, 99) for entry in some))
+            forgotten = await asyncio.gather(*(log.forget_condemned(entry) for entry in taken if entry is not None))
+            assert forgotten == [True] * len(some)
+        await self.expect(*kept)
+
+    # durability and visibility
+
+    async def test_entries_survive_closing(self) -> None:
+        """What a call did is there when the log is opened again, and so is what it did not do."""
+        log = await self.open()
+        await log.record(ME, new=NEW, old=OLD, not_before=10)
+        await log.record(YOU, new=OTHER, old=None, not_before=20)
+        [seen] = await log.find(NEW)
+        taken = await log.condemn(seen, 30)
+        before = await log.due(100, 10)
+        await log.close()
+        log = await self.open()
+        try:
+            assert await log.due(100, 10) == before
+            assert taken in before
+            assert await log.condemn(seen, 40) is None
+            assert not await log.record_again(ME, new=NEW, old=OLD, not_before=40)
+            assert taken is not None
+            assert await log.forget_condemned(taken)
+        finally:
+            await log.close()
+        assert {entry.revision for entry in await self.stored()} == {OLD, OTHER}
+
+    async def test_every_change_is_seen_at_once_elsewhere(self, log: ChangeLog, second: ChangeLog) -> None:
+        """What one instance has done is what the next call of another one starts from."""
+        for number in range(8):
+            here, there = (log, second) if number % 2 else (second, log)
+            new = revision("seen", number)
+            await here.record(owner(number), new=new, old=None, not_before=0)
+            [seen] = await there.find(new)
+            taken = await there.condemn(seen, 5)
+            assert taken is not None
+            assert await here.due(5, 10) == [taken]
+            assert not await here.record_again(owner(number), new=new, old=None, not_before=0)
+            assert await here.resume_later(taken, 6)
+            assert await there.due(5, 10) == []
+            await there.forget(owner(number))
+            assert await here.backlog() == Backlog(entries=0, oldest=None)
+
+    async def test_check_of_an_open_log(self, log: ChangeLog) -> None:
+        """`check` of a log that answers raises nothing and changes nothing."""
+        await self.plant([self.entry()])
+        await log.check()
+        await self.expect(self.entry())
+
+    async def test_close_is_safe_to_repeat(self) -> None:
+        """Closing twice, also at the same time, and closing one of two instances, harms nothing."""
+        log, second = await self.open(), await self.open()
+        await asyncio.gather(log.close(), log.close())
+        await log.close()
+        await second.record(ME, new=NEW, old=None, not_before=0)
+        await second.close()
+        assert len(await self.stored()) == 1
+
+    async def test_close_finishes_what_was_accepted(self) -> None:
+        """Calls under way when `close` is called still take effect."""
+        log = await self.open()
+        await asyncio.gather(
+            *(log.record(owner(n), new=revision("n", n), old=None, not_before=0) for n in range(RACERS)), log.close()
+        )
+        assert len(await self.stored()) == RACERS
+
+
+async def raced(turn: int, one: Coroutine[Any, Any, A], other: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """Run two calls at the same time; who starts first changes with each ``turn``."""
+    if turn % 2:
+        theirs, ours = await asyncio.gather(other, one)
+        return ours, theirs
+    ours, theirs = await asyncio.gather(one, other)
+    return ours, theirs

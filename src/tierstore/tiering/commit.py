@@ -1,0 +1,318 @@
+"""The commit protocol: how a row and the blobs it may point to change together, without a shared transaction.
+
+Explored exhaustively by the model in ``docs/protocol.md``; the rule names in brackets are the model's. R is the
+revision that an operation writes, X the one that the row points to (if it is a tombstone), "the log" the change log.
+Arms of a step: *done*, *lost* (a race), *error*, *cancelled* (the task ended; the process may as well have died).
+
+Large put, `Committer.put_blob`
+    1. Read the row: the base version, and X.
+         error, cancelled: nothing has been touched.
+    2. Record (R, me, new) and (X, me, old) together [record-old].
+         error, cancelled: an entry may be there; the sweeper finds nothing to delete and forgets it.
+    3. Write the blob of R.
+         error: if the store says that nothing will appear, delete R and forget the entries, off the caller's path;
+         if it cannot say so, the entries are left to the sweeper, at once.
+         cancelled: as with an error of the body: the store lets go of what it had.
+         not whole by ``operation_deadline``: the write is given up, as if cancelled [time].
+    4. Compare-and-write the row from the base to tombstone(R) [version-cas]. **Commit point.**
+         done: 5.
+         lost: read the row again, record what it points to now; that fails if a sweeper has condemned (R, me, new)
+         [revalidate], and then this write has been given up. Repeat 4: R is only in our hands, so of several writers
+         the last one to finish wins.
+         Given up, or error, certain that nothing happened: delete R and forget the entries, as in 3.
+         error, outcome unknown: look. The row has R: done. Otherwise nobody can say whether the write still arrives:
+         nothing is deleted on a guess, the caller is told to try again, the entries are left to the sweeper, which
+         fences the row [fence] before it deletes anything.
+         cancelled: as with an unknown outcome, without the look.
+    5. Off the caller's path: delete X, then forget my entries.
+         error, cancelled: the sweeper does it.
+
+Small put and delete, `Committer.put_inline` and `Committer.delete`
+    1. One blind conditional write. No tombstone there: done; that was the **commit point**.
+    2. It met a tombstone X: record (X, me, old).
+    3. Compare-and-write from the version seen to the new content (delete: `Gone` [gone-marker]). **Commit point.**
+         done: as 5 above.
+         lost: begin again with 1.
+         error: the caller is told to try again; the row shows what happened, the entry is left to the sweeper.
+
+Settling an expired object, `Committer.settle_expired`
+    As a delete from the version and deadline that were seen: an extension that came first wins.
+
+No blob appears and no compare-and-write is sent later than ``operation_deadline`` after the operation began [time]:
+`Gone` rows remember the version sequence for longer than that, so "the row never existed" cannot be mistaken, and the
+sweeper keeps (R, new) for longer than that, so a blob that appears after its first visit is still in the log.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, assert_never
+from uuid import UUID
+
+import structlog
+
+from tierstore import telemetry
+from tierstore.backends.high_volume.contract import (
+    Content,
+    FoundRow,
+    Gone,
+    HighVolumeBackend,
+    Inline,
+    InlineHead,
+    RowHead,
+    Tombstone,
+    TombstoneRow,
+)
+from tierstore.backends.long_term.contract import BlobInfo, LongTermBackend
+from tierstore.changelog.contract import ChangeLog
+from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
+from tierstore.errors import (
+    ClientDisconnected,
+    ClientMistake,
+    GivenUp,
+    InvariantBroken,
+    OutcomeUnknown,
+    StorageFull,
+    TierstoreError,
+    Unavailable,
+)
+from tierstore.idsource import IdSource
+from tierstore.limits import Limits
+from tierstore.tasks import TaskOwner
+from tierstore.types.ids import ObjectId, Revision, Version
+from tierstore.types.metadata import Metadata, deadline
+from tierstore.types.metadata_storage import encode_metadata
+from tierstore.types.streams import Body
+
+log = structlog.get_logger(__name__)
+
+_NO_BLOB_APPEARS = (ClientMistake, ClientDisconnected, InvariantBroken, StorageFull, GivenUp, asyncio.CancelledError)
+"""What ends a put of the long-term store with the promise that no blob appears, then or later."""
+
+
+def pointed_to(object_id: ObjectId, row: RowHead | TombstoneRow | None) -> Revision | None:
+    """The revision that ``row`` points to (an expired tombstone still does), or None."""
+    if row is None or not isinstance(row.content, Tombstone):
+        return None
+    return Revision(object_id, row.content.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """One mutation: the owner of its entries, and when it must have given up."""
+
+    owner: UUID
+    ends: float
+    """On the monotonic clock."""
+
+
+class Committer:
+    """Changes rows by the protocol above. ``cleanup`` owns the work that is done off the callers' paths."""
+
+    def __init__(
+        self,
+        high_volume: HighVolumeBackend,
+        long_term: LongTermBackend,
+        changelog: ChangeLog,
+        *,
+        limits: Limits,
+        clock: Clock,
+        ids: IdSource,
+        cleanup: TaskOwner,
+    ) -> None:
+        self._high_volume = high_volume
+        self._long_term = long_term
+        self._changelog = changelog
+        self._limits = limits
+        self._clock = clock
+        self._ids = ids
+        self._cleanup = cleanup
+        self._conflicts = {
+            name: telemetry.commit_conflicts.labels(name) for name in ("put_blob", "put_inline", "delete")
+        }
+
+    async def put_blob(self, object_id: ObjectId, metadata: Metadata, body: Body) -> None:
+        """Store ``body`` as a blob and commit it. Time of creation and deadline count from the commit.
+
+        Raises what ``body`` raises, `StorageFull`, `GivenUp`, `OutcomeUnknown` and the other `Unavailable`. A retry is
+        a new write, and safe.
+        """
+        operation = self._begin()
+        revision = Revision(object_id, self._ids.uuid())
+        base = await self._high_volume.head(object_id)
+        await self._changelog.record(
+            operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._grace_end()
+        )
+        try:
+            blob = await self._put_in_time(operation, revision, body)
+        except _NO_BLOB_APPEARS:
+            await self._off_path("discard", self._discard(operation, revision))
+            raise
+        except Exception:
+            await self._off_path("expedite", self._expedite(operation))
+            raise
+        await self._commit_blob(operation, revision, base, metadata, blob.size)
+
+    async def _put_in_time(self, operation: _Operation, revision: Revision, body: Body) -> BlobInfo:
+        """Step 3 of a large put, ended when the operation has to."""
+        left = operation.ends - self._clock.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                return await self._long_term.put(revision, body, body.size)
+        except TimeoutError:
+            raise GivenUp("the write took longer than an operation may; try again") from None
+
+    async def _commit_blob(
+        self, operation: _Operation, revision: Revision, base: RowHead | None, metadata: Metadata, size: int
+    ) -> None:
+        """Step 4 of a large put: compare-and-write until it is done, lost for good, or unknown."""
+        object_id = revision.object_id
+        for _ in range(self._limits.commit_attempts_max):
+            created = self._clock.now()
+            tombstone = Tombstone(encode_metadata(metadata, size=size, time_created=created), revision.uuid)
+            expires = deadline(metadata.expiration, created)
+            try:
+                self._check_deadline(operation)
+                committed = await self._compare_and_write(object_id, base, tombstone, expires)
+            except OutcomeUnknown:
+                if not await self._has(revision):
+                    raise
+                committed = True
+            except Unavailable:  # certain that nothing happened, and R was never committed
+                await self._off_path("discard", self._discard(operation, revision))
+                raise
+            if committed:
+                await self._off_path("clean_up", self._clean_up(operation, pointed_to(object_id, base)))
+                return
+            self._conflicts["put_blob"].inc()
+            base = await self._high_volume.head(object_id)
+            if not await self._changelog.record_again(
+                operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._grace_end()
+            ):
+                await self._off_path("discard", self._discard(operation, revision))
+                raise GivenUp("the write took so long that it was settled as abandoned; try again")
+        await self._off_path("discard", self._discard(operation, revision))
+        raise Unavailable("too many concurrent writers of this object; try again")
+
+    async def put_inline(self, object_id: ObjectId, metadata: Metadata, payload: bytes) -> None:
+        """Store ``payload`` in the row. Raises `OutcomeUnknown` and the other `Unavailable`. A retry is safe."""
+        created = self._clock.now()
+        content = Inline(encode_metadata(metadata, size=len(payload), time_created=created), payload)
+        expires = deadline(metadata.expiration, created)
+
+        async def blindly() -> TombstoneRow | None:
+            return await self._high_volume.put_inline(object_id, content, expires)
+
+        await self._replace("put_inline", object_id, blindly, content, expires)
+
+    async def delete(self, object_id: ObjectId) -> None:
+        """Delete the object, if there is one. Raises `OutcomeUnknown` and the other `Unavailable`. A retry is safe."""
+
+        async def blindly() -> TombstoneRow | None:
+            return await self._high_volume.delete_inline(object_id)
+
+        await self._replace("delete", object_id, blindly, Gone(), None)
+
+    async def _replace(
+        self,
+        name: str,
+        object_id: ObjectId,
+        blindly: Callable[[], Awaitable[TombstoneRow | None]],
+        content: Content,
+        expires: UnixMicros | None,
+    ) -> None:
+        """Small put and delete: ``blindly``, and where that meets a tombstone, by compare-and-write."""
+        row = await blindly()
+        if row is None:
+            return
+        operation = self._begin()
+        old = pointed_to(object_id, row)
+        await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
+        for _ in range(self._limits.commit_attempts_max):
+            self._check_deadline(operation)
+            if await self._compare_and_write(object_id, row, content, expires):
+                await self._off_path("clean_up", self._clean_up(operation, old))
+                return
+            self._conflicts[name].inc()
+            row = await blindly()
+            if row is None:
+                await self._off_path("clean_up", self._clean_up(operation, None))
+                return
+            old = pointed_to(object_id, row)
+            await self._changelog.record_again(operation.owner, new=None, old=old, not_before=self._grace_end())
+        await self._off_path("expedite", self._expedite(operation))
+        raise Unavailable("too many concurrent writers of this object; try again")
+
+    async def settle_expired(self, found: FoundRow, by: UnixMicros) -> bool:
+        """Turn a row that had expired at ``by`` into `Gone`, and delete its blob. Returns False when it has changed.
+
+        Raises `OutcomeUnknown` and the other `Unavailable`; what was left undone is found again by the sweeper.
+        """
+        object_id, row = found.object_id, found.row
+        match row.content:
+            case InlineHead():
+                version = await self._high_volume.compare_and_write(
+                    object_id, row.version, Gone(), None, if_expired_by=by
+                )
+                return version is not None
+            case Tombstone():
+                operation, old = self._begin(), pointed_to(object_id, row)
+                await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
+                version = await self._high_volume.compare_and_write(
+                    object_id, row.version, Gone(), None, if_expired_by=by
+                )
+                await self._clean_up(operation, None if version is None else old)
+                return version is not None
+            case Gone():
+                return False
+            case _:
+                assert_never(row.content)
+
+    def _begin(self) -> _Operation:
+        return _Operation(self._ids.uuid(), self._clock.monotonic() + self._limits.operation_deadline_seconds)
+
+    def _grace_end(self) -> UnixMicros:
+        return self._clock.now() + int(self._limits.entry_grace_seconds * MICROS_PER_SECOND)
+
+    def _check_deadline(self, operation: _Operation) -> None:
+        if self._clock.monotonic() > operation.ends:
+            raise GivenUp("the write took longer than an operation may; try again")
+
+    async def _compare_and_write(
+        self, object_id: ObjectId, base: RowHead | TombstoneRow | None, content: Content, expires: UnixMicros | None
+    ) -> bool:
+        expected: Version | None = None if base is None else base.version
+        return await self._high_volume.compare_and_write(object_id, expected, content, expires) is not None
+
+    async def _has(self, revision: Revision) -> bool:
+        """Whether the row points to ``revision``; False also when nobody can tell."""
+        try:
+            row = await self._high_volume.head(revision.object_id)
+        except Unavailable:
+            return False
+        return pointed_to(revision.object_id, row) == revision
+
+    async def _clean_up(self, operation: _Operation, old: Revision | None) -> None:
+        """Step 5: what a finished operation leaves."""
+        if old is not None:
+            await self._long_term.delete(old)
+        await self._changelog.forget(operation.owner)
+
+    async def _discard(self, operation: _Operation, revision: Revision) -> None:
+        """Undo a large put of which it is certain that it was not and will not be committed."""
+        await self._long_term.delete(revision)
+        await self._changelog.forget(operation.owner)
+
+    async def _expedite(self, operation: _Operation) -> None:
+        """Leave an operation that cannot go on to the sweeper, at once."""
+        await self._changelog.expedite(operation.owner, self._clock.now())
+
+    async def _off_path(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Let the cleanup owner do ``work``; when it has too much to do, do it here, which slows its producers."""
+        if not self._cleanup.full:
+            self._cleanup.spawn(name, work)
+            return
+        try:
+            await work
+        except TierstoreError as error:
+            log.warning("cleanup left to the sweeper", work=name, error=str(error))

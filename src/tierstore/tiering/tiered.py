@@ -1,0 +1,202 @@
+"""The tiered store: one object store over a high-volume and a long-term one.
+
+Guarantees (proved by the tests that `docs/consistency.md` lists): an acknowledged write is visible to every later read
+until another write, a delete or its expiry; readers see whole objects, old or new; an expired object is seen by nobody.
+Writes follow `tierstore.tiering.commit`. Does not decide who may do what, nor keep running when its caller is
+cancelled (the service does).
+
+Read
+    1. Read the row: absent, `Gone` or past its deadline: not found. Inline: that is the object.
+    2. Tombstone(R): open the blob of R.
+    3. No blob: read the row again. It points to another revision, or to none: follow it. It still points to R: a lost
+       blob, since a revision is committed at most once and deleted only after the row has let go of it. It is counted,
+       logged and not found. So an overwrite during a read never looks like an absence.
+"""
+
+from typing import TypeVar, assert_never
+
+import structlog
+
+from tierstore import telemetry
+from tierstore.backends.high_volume.contract import (
+    Gone,
+    HighVolumeBackend,
+    Inline,
+    Row,
+    RowHead,
+    Tombstone,
+)
+from tierstore.backends.long_term.contract import LongTermBackend
+from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
+from tierstore.errors import CorruptObject, ObjectNotFound, TierstoreError, Unavailable
+from tierstore.limits import Limits
+from tierstore.tasks import TaskOwner
+from tierstore.tiering.commit import Committer
+from tierstore.tiering.objects import OpenObject
+from tierstore.types.ids import ObjectId, Revision, Version
+from tierstore.types.metadata import Metadata, ObjectInfo, TimeToIdle
+from tierstore.types.metadata_storage import decode_metadata
+from tierstore.types.objects import FoundObject, Tier
+from tierstore.types.ranges import ByteRange, Span, resolve
+from tierstore.types.streams import Body, prefixed
+
+log = structlog.get_logger(__name__)
+
+AnyRow = TypeVar("AnyRow", Row, RowHead)
+
+
+class TieredStore:
+    """Objects over two tiers. ``cleanup`` owns deadline bumps, as it owns the committer's work off the path."""
+
+    def __init__(
+        self,
+        high_volume: HighVolumeBackend,
+        long_term: LongTermBackend,
+        committer: Committer,
+        *,
+        limits: Limits,
+        clock: Clock,
+        cleanup: TaskOwner,
+    ) -> None:
+        self._high_volume = high_volume
+        self._long_term = long_term
+        self._committer = committer
+        self._limits = limits
+        self._clock = clock
+        self._cleanup = cleanup
+
+    async def put(self, object_id: ObjectId, metadata: Metadata, body: Body) -> Tier:
+        """Insert or replace the object; return where it went once it is durable and visible.
+
+        Buffers at most ``inline_bytes_max`` of a body of unknown length, to choose the tier. Raises what ``body``
+        raises (then nothing is stored) and `Unavailable`; a retry is a new write, and safe.
+        """
+        inline_max = self._limits.inline_bytes_max
+        if body.size is not None and body.size > inline_max:
+            await self._committer.put_blob(object_id, metadata, body)
+            return Tier.LONG_TERM
+        head: list[bytes] = []
+        size = 0
+        async for chunk in body:
+            head.append(chunk)
+            size += len(chunk)
+            if size > inline_max:
+                await self._committer.put_blob(object_id, metadata, _Resumed(head, body))
+                return Tier.LONG_TERM
+        await self._committer.put_inline(object_id, metadata, head[0] if len(head) == 1 else b"".join(head))
+        return Tier.HIGH_VOLUME
+
+    async def get(self, object_id: ObjectId, byte_range: ByteRange | None) -> OpenObject:
+        """Open the object, or the bytes of it that ``byte_range`` selects. An access: moves a tti deadline.
+
+        Raises `ObjectNotFound`, `RangeNotSatisfiable`, `CorruptObject` and `Unavailable`. Safe to repeat.
+        """
+        row = await self._high_volume.read(object_id)
+        for _ in range(self._limits.read_attempts_max):
+            row, info = self._visible(row)
+            span = None if byte_range is None else resolve(byte_range, info.size)
+            match row.content:
+                case Inline(_, payload):
+                    found = _open_inline(info, span, payload)
+                case Tombstone(_, uuid):
+                    revision = Revision(object_id, uuid)
+                    opened = await self._open_blob(revision, info, span)
+                    if opened is None:
+                        row = await self._follow(revision)
+                        continue
+                    found = opened
+                case Gone():
+                    raise ObjectNotFound("no such object")
+                case _:
+                    assert_never(row.content)
+            self._touch(object_id, row.version, info)
+            return found
+        raise Unavailable("the object is being overwritten faster than it can be read; try again")
+
+    async def head(self, object_id: ObjectId) -> FoundObject:
+        """What is known of the object, from one read of the high-volume store. An access: moves a tti deadline.
+
+        Raises `ObjectNotFound` and `Unavailable`. Safe to repeat.
+        """
+        row, info = self._visible(await self._high_volume.head(object_id))
+        self._touch(object_id, row.version, info)
+        return FoundObject(info, Tier.LONG_TERM if isinstance(row.content, Tombstone) else Tier.HIGH_VOLUME)
+
+    async def delete(self, object_id: ObjectId) -> None:
+        """Delete the object; absent is fine. Raises `Unavailable`; a retry is safe."""
+        await self._committer.delete(object_id)
+
+    def _visible(self, row: AnyRow | None) -> tuple[AnyRow, ObjectInfo]:
+        """The row and its metadata, if readers may see it now; else `ObjectNotFound`."""
+        if row is None or isinstance(row.content, Gone):
+            raise ObjectNotFound("no such object")
+        if row.expires is not None and row.expires <= self._clock.now():
+            raise ObjectNotFound("no such object")
+        return row, decode_metadata(row.content.metadata, row.expires)
+
+    async def _open_blob(self, revision: Revision, info: ObjectInfo, span: Span | None) -> OpenObject | None:
+        stream = await self._long_term.get(revision, span)
+        if stream is None:
+            return None
+        if stream.size != info.size:
+            await stream.aclose()
+            telemetry.corrupt_reads.labels(Tier.LONG_TERM.value).inc()
+            raise CorruptObject(f"{revision.uuid}: the blob has {stream.size} bytes, its tombstone says {info.size}")
+        return OpenObject(info, Tier.LONG_TERM, span, stream)
+
+    async def _follow(self, missing: Revision) -> Row | None:
+        """Step 3 of a read: the row as it is now, after the blob that it pointed to was not there."""
+        object_id = missing.object_id
+        row = await self._high_volume.read(object_id)
+        if row is not None and isinstance(row.content, Tombstone) and row.content.revision == missing.uuid:
+            self._visible(row)  # its blob may have gone because it has expired meanwhile: then it is not found
+            telemetry.dangling_tombstones.inc()
+            log.error(
+                "lost blob: a tombstone points to nothing",
+                object=object_id.storage_path,
+                revision=str(missing.uuid),
+                version=row.version.hex(),
+            )
+            raise ObjectNotFound("no such object")
+        return row
+
+    def _touch(self, object_id: ObjectId, version: Version, info: ObjectInfo) -> None:
+        """Move the deadline of a tti object, off the path, when it has become stale enough."""
+        expiration = info.metadata.expiration
+        if not isinstance(expiration, TimeToIdle) or info.time_expires is None:
+            return
+        fresh = self._clock.now() + expiration.seconds * MICROS_PER_SECOND
+        stale_max = min(expiration.seconds / 4, self._limits.tti_debounce_seconds_max) * MICROS_PER_SECOND
+        if fresh - info.time_expires <= stale_max:
+            return
+        if self._cleanup.full:
+            telemetry.deadline_bumps.labels("skipped").inc()
+            return
+        self._cleanup.spawn("extend", self._extend(object_id, version, fresh))
+
+    async def _extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> None:
+        try:
+            moved = await self._high_volume.extend(object_id, version, expires)
+        except TierstoreError:
+            telemetry.deadline_bumps.labels("failed").inc()
+            raise
+        telemetry.deadline_bumps.labels("moved" if moved else "lost").inc()
+
+
+def _open_inline(info: ObjectInfo, span: Span | None, payload: bytes) -> OpenObject:
+    if len(payload) != info.size:
+        telemetry.corrupt_reads.labels(Tier.HIGH_VOLUME.value).inc()
+        raise CorruptObject(f"the row has {len(payload)} bytes of payload, its metadata says {info.size}")
+    return OpenObject(info, Tier.HIGH_VOLUME, span, payload if span is None else payload[span.start : span.stop])
+
+
+class _Resumed(Body):
+    """A body some of whose chunks have been read already."""
+
+    def __init__(self, head: list[bytes], body: Body) -> None:
+        self.size = body.size
+        self._body = body
+        self._chunks = prefixed(head, body)
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._chunks)

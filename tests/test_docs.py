@@ -1,0 +1,357 @@
+"""The documentation, held against the real program: commands, settings, metrics, log lines, errors, limits, recipes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from tierstore import cli, errors, telemetry
+from tierstore.config import ENVIRONMENT_PREFIX
+from tierstore.http.responses import STATUS_BY_ERROR, STATUS_DISCONNECTED, error_response
+from tierstore.limits import KIB, MIB, Limits
+from tierstore.testing.server import ServerProcess
+from tierstore.types.durations import format_duration
+from tierstore.types.sizes import SIZE_PATTERN, format_size
+
+ROOT: Final = Path(__file__).parent.parent
+README: Final = ROOT / "README.md"
+HTTP_API: Final = ROOT / "docs" / "http-api.md"
+CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+OPERATIONS: Final = ROOT / "docs" / "operations.md"
+
+DOCUMENTED_SERVER: Final = "http://localhost:8888"
+
+Row = tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server without auth, like that of ``make serve``, with every log line."""
+    with ServerProcess(tmp_path_factory.mktemp("data"), arguments=["--log-level", "debug"]) as process:
+        yield process
+
+
+# What the pages hold
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """The contents of the fenced blocks of ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def tables(page: Path, *header: str) -> list[Row]:
+    """The rows, cell by cell, of all tables whose header line begins with the cells ``header``."""
+    rows: list[Row] = []
+    wanted = False
+    before: Row = ()
+    for line in page.read_text().splitlines():
+        cells = tuple(cell.strip() for cell in line[1:-1].split("|")) if line.startswith("|") else ()
+        if cells and all(set(cell) <= set("-|: ") for cell in cells):
+            wanted = before[: len(header)] == header
+        elif wanted and cells:
+            rows.append(cells)
+        before, wanted = cells, wanted and bool(cells)
+    assert rows, f"{page.name} has no table that begins with {header}"
+    return rows
+
+
+def quoted(cell: str) -> list[str]:
+    """What stands in backticks."""
+    return re.findall(r"`([^`\n]+)`", cell)
+
+
+# Commands
+
+CURL = """
+curl() {
+    calls=$((calls + 1))
+    command curl --silent --show-error --include --max-time 10 --write-out '%{http_code}' "$@" \\
+        --output "$ANSWERS/$calls.body" > "$ANSWERS/$calls.status"
+}
+"""
+
+
+def expected_answers(commands: str) -> list[tuple[str, str | None, list[str]]]:
+    """For each line with a curl: the line, the status and the text that its comment announces."""
+    announced = []
+    for line in commands.splitlines():
+        if re.search(r"(?:^|\| *)curl ", line):
+            _, _, comment = line.rpartition("  # ") if "  # " in line else line.rpartition(" # ")
+            comment = comment if comment != line else ""
+            status = re.search(r"\b[1-5]\d\d\b", comment)
+            announced.append((line, status and status[0], re.findall(r'"([^"]+)"', comment)))
+    return announced
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("page", [README, HTTP_API], ids=lambda page: str(page.name))
+def test_commands_answer_what_the_page_says(page: Path, server: ServerProcess, tmp_path: Path) -> None:
+    """Every curl command of the page, run in order, answers the status and the text of its comment (else a 2xx)."""
+    blocks = [block for block in code_blocks(page, "sh") if "curl " in block]
+    commands = "\n".join(blocks)
+    announced = expected_answers(commands)
+    assert len(announced) >= 5
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    script = CURL + commands.replace(DOCUMENTED_SERVER, server.url).replace("| curl", ">piped; <piped curl")
+    ended = subprocess.run(
+        ["sh", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"ANSWERS": str(answers)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stderr == ""
+    assert len(list(answers.glob("*.status"))) == len(announced)
+    for number, (line, status, texts) in enumerate(announced, start=1):
+        answered = (answers / f"{number}.status").read_text()
+        assert answered == status if status else answered.startswith("2"), f"{line}\nanswered {answered}"
+        whole = (answers / f"{number}.body").read_bytes().decode(errors="replace")
+        for text in texts:
+            assert text in whole, f"{line}\nanswered\n{whole}"
+
+
+# Settings
+
+
+def tierstore(*arguments: str, folder: Path = ROOT) -> str:
+    """What the command prints in ``folder`` when no setting is given in the environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    command = [sys.executable, "-m", "tierstore", *arguments]
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    return ended.stdout + ended.stderr
+
+
+def bounds(described: dict[str, Any]) -> str:
+    """The values that a key's schema allows, as the page writes them."""
+    if "enum" in described:
+        return ", ".join(f"`{value}`" for value in sorted(described["enum"]))
+    number, text = described.get("anyOf", (described, {}))
+    if number["type"] == "boolean":
+        return "`true`, `false`"
+    if number["type"] == "string":
+        return "path" if described["description"].startswith(("Directory", "The d")) else "text"
+    lowest, highest = number["minimum"], number["maximum"]
+    if not text:
+        return f"{lowest} to {highest}"
+    if text["pattern"] == f"^{SIZE_PATTERN}$":
+        return f"size, {format_size(lowest)} to {format_size(highest)}"
+    return f"duration, {format_duration(lowest)} to {format_duration(highest)}"
+
+
+def flags_by_key() -> dict[str, str]:
+    """The flag of ``serve`` that sets each key, by the keys that its help names."""
+    flags = {}
+    for option in cli.serve.params:
+        if found := re.search(r"\[([a-z_]+\.[a-z_]+)", getattr(option, "help", None) or ""):
+            flags[found[1]] = option.opts[0]
+    return flags
+
+
+def settings_of_the_program() -> list[Row]:
+    """The rows that docs/configuration.md must have, from the program's own schema, defaults and help."""
+    schema = json.loads(tierstore("config", "schema"))
+    defaults = yaml.safe_load(tierstore("config", "show").replace("  # path: ", "  path: "))
+    flags = flags_by_key()
+    rows: list[Row] = []
+    for section, reference in schema["$defs"]["Config"]["properties"].items():
+        for name, described in schema["$defs"][reference["$ref"].rpartition("/")[2]]["properties"].items():
+            key = f"{section}.{name}"
+            default = json.dumps(defaults[section][name]).strip('"')
+            variable = ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+            flag = f"`{flags[key]}`" if key in flags else ""
+            meaning = described.get("description", "Which store; there is one kind today.")
+            rows.append((f"`{key}`", bounds(described), f"`{default}`", meaning, f"`{variable}`", flag))
+    return rows
+
+
+def test_every_setting_is_described() -> None:
+    """The tables of the configuration page are the program's settings: keys, bounds, defaults, meaning, names."""
+    expected = settings_of_the_program()
+    assert len(flags_by_key()) == 7
+    written = tables(CONFIGURATION, "key", "values", "default")
+    assert written == expected, "\n" + "\n".join(f"| {' | '.join(row)} |" for row in expected)
+
+
+def test_examples_of_settings_are_valid(tmp_path: Path) -> None:
+    """Every YAML example of the configuration and operations pages is accepted, or refused with the words below it."""
+    for page in (CONFIGURATION, OPERATIONS):
+        for block in code_blocks(page, "yaml"):
+            (tmp_path / "tierstore.yaml").write_text(block)
+            assert tierstore("config", "check", "--config", "tierstore.yaml", folder=tmp_path) == "ok\n", block
+
+
+def test_refusals_of_settings_are_as_shown(tmp_path: Path) -> None:
+    """The wrong example, and only it, is refused word for word as the page shows."""
+    (wrong,) = re.findall(r"^```yaml wrong\n(.*?)^```$", CONFIGURATION.read_text(), re.MULTILINE | re.DOTALL)
+    (shown,) = code_blocks(CONFIGURATION, "text")
+    (tmp_path / "tierstore.yaml").write_text(wrong)
+    assert tierstore("config", "check", "--config", "tierstore.yaml", folder=tmp_path) == shown
+
+
+# Metrics and logs
+
+
+def metrics_of_the_program(server: ServerProcess) -> dict[str, set[str]]:
+    """The labels of every metric, by the name that it is scraped with."""
+    found = {}
+    for metric in vars(telemetry).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            suffix = "_total" if family.type == "counter" else ""
+            found[family.name + suffix] = set(metric._labelnames)
+    for family in scrape(server):
+        for sample in family.samples:
+            name = (
+                re.sub(r"_(bucket|sum|count|created)$", "", sample.name) if family.type == "histogram" else sample.name
+            )
+            found.setdefault(name, set()).update(set(sample.labels) - {"le"})
+    return found
+
+
+def scrape(server: ServerProcess) -> list[Any]:
+    """The metric families that the server shows."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        return list(text_string_to_metric_families(response.read().decode()))
+
+
+def test_every_metric_is_described(server: ServerProcess) -> None:
+    """The table of metrics has each metric of the program and of a live scrape, with its labels, and no other."""
+    documented = {quoted(row[0])[0]: set(quoted(row[1])) for row in tables(OPERATIONS, "metric", "labels")}
+    assert documented == metrics_of_the_program(server)
+
+
+def test_values_of_labels_are_described(server: ServerProcess) -> None:
+    """Every value of a label that a live scrape shows, numbers and versions apart, is named by the page."""
+    request(f"{server.url}/v1/objects/labels/_/large", "PUT", bytes(MIB + 1))
+    named = set(quoted(OPERATIONS.read_text()))
+    for family in scrape(server):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                if label not in {"le", "status", "version", "python"}:
+                    assert value in named, f"{sample.name}: {label} {value}"
+
+
+def request(url: str, method: str, payload: bytes | None = None) -> int:
+    """The status that a request is answered with."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, payload, method=method), timeout=10) as response:
+            response.read()
+            return int(response.status)
+    except urllib.error.HTTPError as answered:
+        with answered:
+            return answered.code
+
+
+def test_the_fields_of_the_request_log_are_described(server: ServerProcess) -> None:
+    """The table of fields has what the lines of requests have, and nothing else."""
+    url = f"{server.url}/v1/objects/logs/_/object"
+    assert [request(url, "PUT", b"x"), request(url, "GET"), request(f"{url}s", "GET")] == [200, 200, 404]
+    logged = {field for line in server.logs("request") for field in line}
+    assert {name for row in tables(OPERATIONS, "field", "meaning") for name in quoted(row[0])} == logged
+
+
+def test_described_events_exist() -> None:
+    """Every event that the page explains is logged somewhere in the program."""
+    source = "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    for event, *_ in tables(OPERATIONS, "event", "level"):
+        assert f'"{quoted(event)[0]}"' in source, event
+
+
+# Errors and limits
+
+
+def test_every_status_is_described() -> None:
+    """The table of errors has every status of the program, with the pause that it asks for."""
+    described = {int(row[0]): row[-1] for row in tables(HTTP_API, "status", "when", "retry?")}
+    assert set(described) - {408} == set(STATUS_BY_ERROR.values()) - {STATUS_DISCONNECTED}
+    for kind in (errors.Busy, errors.Unavailable, errors.StorageFull, errors.InvalidRequest, errors.Forbidden):
+        status, headers, _ = error_response(kind("why"), "id")
+        assert described[status].encode() == dict(headers).get(b"retry-after", b""), status
+
+
+def test_limits_are_as_shown() -> None:
+    """The table of limits shows those of the program."""
+    limits = Limits()
+    shown = {row[0]: row[1] for row in tables(HTTP_API, "what", "at most", "beyond")}
+    expected = {
+        "object": format_size(limits.object_bytes_max),
+        "key": format_size(limits.key_bytes_max),
+        "scopes": f"{limits.scopes_max}",
+        "a scope's name, or value": f"{limits.scope_bytes_max} ",
+        "metadata of an object": format_size(limits.metadata_bytes_max),
+        "custom metadata of an object": f"{limits.custom_metadata_max} ",
+        "all headers": format_size(limits.header_bytes_max),
+        "address, query included": format_size(limits.target_bytes_max),
+        "time for one write": "6h",
+        "silence while a body is sent or read": f"{limits.client_stall_seconds_max:g} ",
+        "requests under way in a worker": "512",
+    }
+    assert shown.keys() == expected.keys()
+    for what, limit in expected.items():
+        assert shown[what].startswith(limit), what
+
+
+# Recipes
+
+
+def test_a_backup_of_a_running_server_is_whole(tmp_path: Path) -> None:
+    """The live backup, taken while objects are replaced and deleted, has every blob that its rows point to."""
+    backup, check = code_blocks(OPERATIONS, "python")
+    stop = threading.Event()
+    with ServerProcess(tmp_path / "data") as server:
+        objects = f"{server.url}/v1/objects/backup/_"
+        assert request(f"{objects}/steady", "PUT", b"s" * (2 * MIB)) == 200
+
+        def churn(writer: int) -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                large = bytes([number % 256]) * (MIB + KIB)
+                assert request(f"{objects}/{writer}-{number % 3}", "PUT", large) == 200
+                if number % 5 == 0:
+                    assert request(f"{objects}/{writer}-{number % 3}", "DELETE") == 204
+
+        writers = [threading.Thread(target=churn, args=(writer,)) for writer in range(3)]
+        for writer in writers:
+            writer.start()
+        try:
+            for number in range(4):
+                ran = run_python(backup, str(tmp_path / "data"), str(tmp_path / f"backup-{number}"))
+                assert ran == ""
+        finally:
+            stop.set()
+            for writer in writers:
+                writer.join()
+    for number in range(4):
+        found = run_python(check, str(tmp_path / f"backup-{number}"))
+        assert "missing blobs: 0\n" in found, found
+        assert "blobs that nothing names: 0\n" in found, found
+    with ServerProcess(tmp_path / "backup-3") as restored:
+        assert request(f"{restored.url}/v1/objects/backup/_/steady", "GET") == 200
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What a script prints, errors included."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    return ended.stdout + ended.stderr

@@ -1,0 +1,248 @@
+"""The directory of a filesystem store."""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from tierstore.backends.long_term.blob_file import BlobWriter
+from tierstore.backends.long_term.store_directory import StoreDirectory
+from tierstore.errors import StartupError, Unavailable
+from tierstore.testing.ids import SeededIds
+from tierstore.types.ids import ObjectId, Revision
+
+NOBODY = 65534
+_ids = SeededIds(77)
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[StoreDirectory]:
+    """A store's directory, held by one more instance."""
+    directory = StoreDirectory.open(root, _ids.uuid())
+    assert directory is not None
+    try:
+        yield directory
+    finally:
+        directory.close()
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As somebody whom permissions bind."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def put(directory: StoreDirectory, uuid: UUID, content: bytes = b"content") -> Path:
+    """The file of a blob that was just written."""
+    BlobWriter(directory, Revision(ObjectId("photos", (), "k"), uuid)).publish([content], 1)
+    return directory.blob_file(uuid)
+
+
+def abandoned_instance(root: Path, *files: str, lock: bool = True) -> Path:
+    """What a process that was killed leaves behind."""
+    directory = root / "tmp" / str(_ids.uuid())
+    directory.mkdir()
+    for name in (*files, *(["lock"] if lock else [])):
+        (directory / name).write_bytes(b"half a blob")
+    return directory
+
+
+def test_new_store(root: Path) -> None:
+    """A new store is made with its parents, for its user alone."""
+    deep = root / "a" / "b"
+    with opened(deep) as directory:
+        file = put(directory, _ids.uuid())
+        made = [root, *root.rglob("*")]
+        assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
+        assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o600}
+        assert file in made
+        assert (deep / "format").read_text() == "tierstore long-term filesystem 1\n"
+
+
+def test_blob_file_name(root: Path) -> None:
+    """A blob's file is named by its UUID, in the directory of its last three digits; they vary, the first do not."""
+    with opened(root) as directory:
+        uuid = UUID("018f3c2e-7b1a-7000-8000-00000000abcd")
+        assert directory.blob_file(uuid) == root / "blobs" / "bcd" / f"{uuid}.blob"
+
+
+@pytest.mark.parametrize("text", ["tierstore long-term filesystem 2\n", "", "something else", "\0" * 100_000])
+def test_another_format(root: Path, text: str) -> None:
+    """A store of another version, or no store at all, is left alone."""
+    with opened(root):
+        (root / "format").write_text(text)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(StartupError, match="only reads"):
+        StoreDirectory.open(root, _ids.uuid())
+    assert sorted(root.rglob("*")) == before
+
+
+def test_missing_format(root: Path) -> None:
+    """Blobs without a format file are not taken over on a guess."""
+    (root / "blobs").mkdir(parents=True)
+    with pytest.raises(StartupError, match="no format file"):
+        StoreDirectory.open(root, _ids.uuid())
+
+
+def test_interrupted_start(root: Path) -> None:
+    """A start that was killed before the format file had its name does not stop the next one."""
+    root.mkdir()
+    (root / "format.new").write_text("tierst")
+    with opened(root) as directory:
+        assert put(directory, _ids.uuid()).exists()
+
+
+def test_root_is_a_file(root: Path) -> None:
+    """A file where the directory should be, or above it, is named."""
+    root.write_text("")
+    for path in (root, root / "below", root / "further" / "below"):
+        with pytest.raises(StartupError, match="is not a directory"):
+            StoreDirectory.open(path, _ids.uuid())
+
+
+def test_root_is_not_writable(root: Path) -> None:
+    """A directory that this user may not write is named, with what to do."""
+    with opened(root):
+        assert (root / "format").exists()
+    root.chmod(0)
+    try:
+        with unprivileged(), pytest.raises(StartupError, match="give this user read and write access"):
+            StoreDirectory.open(root, _ids.uuid())
+    finally:
+        root.chmod(0o700)
+
+
+def test_published_but_not_durable() -> None:
+    """When a blob has its name and its directory cannot be synced, the outcome is open; discarding takes it back."""
+    uuid = _ids.uuid()
+    with tempfile.TemporaryDirectory() as parent:
+        if os.geteuid() == 0:
+            os.chown(parent, NOBODY, -1)
+        with unprivileged(), opened(Path(parent) / "store") as directory:
+            put(directory, uuid).unlink()
+            leaf = directory.blob_file(uuid).parent
+            leaf.chmod(0o300)
+            writer = BlobWriter(directory, Revision(ObjectId("photos", (), "k"), uuid))
+            with pytest.raises(Unavailable, match="durable"):
+                writer.publish([b"content"], 1)
+            assert directory.blob_file(uuid).exists()
+            with capture_logs() as logs:
+                writer.discard()
+            assert not directory.blob_file(uuid).exists()
+            assert [entry["event"] for entry in logs] == ["unfinished blob not removed"], "its absence is not durable"
+            leaf.chmod(0o700)
+
+
+def test_root_cannot_be(root: Path) -> None:
+    """Any other obstacle is told in the system's words."""
+    with pytest.raises(StartupError, match="File name too long"):
+        StoreDirectory.open(root / ("x" * 256), _ids.uuid())
+
+
+def test_reopened(root: Path) -> None:
+    """A store that was closed has no trace of the instance, and has its blobs."""
+    with opened(root) as directory:
+        file = put(directory, _ids.uuid())
+    assert list((root / "tmp").iterdir()) == []
+    with opened(root):
+        assert file.exists()
+
+
+def test_one_starts_at_a_time(root: Path) -> None:
+    """While one process is starting or collecting, another waits, and nobody collects."""
+    with opened(root) as directory:
+        dead = abandoned_instance(root, "0")
+        with (root / "lock").open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert directory.remove_debris() == 0
+            assert StoreDirectory.open(root, _ids.uuid()) is None
+        assert dead.exists()
+        assert directory.remove_debris() == 2
+
+
+def test_debris_of_the_dead(root: Path) -> None:
+    """What killed processes left is removed and counted, once; whether they had their lock or not."""
+    with opened(root) as directory:
+        abandoned_instance(root, "0", "1", "17")
+        abandoned_instance(root)
+        abandoned_instance(root, lock=False)
+        assert directory.remove_debris() == 3 + 1 + 1 + 1
+        assert directory.remove_debris() == 0
+        assert len(list((root / "tmp").iterdir())) == 1
+
+
+def test_debris_of_the_living(root: Path) -> None:
+    """What another instance is writing is not debris while it lives."""
+    with opened(root) as directory, opened(root) as other:
+        file = other.temporary_file()
+        file.write_bytes(b"half a blob")
+        assert directory.remove_debris() == 0
+        assert other.remove_debris() == 0
+        assert file.exists()
+
+
+def test_foreign_files_are_left(root: Path) -> None:
+    """Files that are not ours are not touched, wherever they are."""
+    with opened(root) as directory:
+        foreign = [
+            root / "note.txt",
+            root / "tmp" / "note.txt",
+            root / "tmp" / "lost+found" / "1",
+            root / "blobs" / "x",
+        ]
+        for file in foreign:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("not ours")
+        assert directory.remove_debris() == 0
+        assert directory.leaves() == []
+    assert all(file.exists() for file in foreign)
+
+
+def test_listing_passes_over_foreign_files(root: Path) -> None:
+    """Only blobs' files are listed, in order, and only where they belong."""
+    with opened(root) as directory:
+        uuids = sorted(UUID(f"{n:08x}-0000-4000-8000-000000000abc") for n in (3, 1, 2))
+        for uuid in uuids:
+            put(directory, uuid)
+        leaf = root / "blobs" / "abc"
+        for name in ("note.txt", f"{uuids[0]}", f"{uuids[0]}.blob.bak", "x.blob", f"{str(uuids[0])[:-1]}d.blob"):
+            (leaf / name).write_text("not ours")
+        assert directory.leaves() == ["abc"]
+        assert directory.uuids("abc") == uuids
+        assert directory.uuids("def") == []
+
+
+def test_removed_leaf_directory(root: Path) -> None:
+    """A leaf directory that was removed under us, because it was empty, is made again."""
+    with opened(root) as directory:
+        uuid = _ids.uuid()
+        file = put(directory, uuid)
+        directory.remove(file)
+        file.parent.rmdir()
+        directory.remove(file)
+        assert put(directory, uuid).exists()
+
+
+def test_close_after_everything_was_removed(root: Path) -> None:
+    """Closing goes through when the instance's directory is gone, or cannot be removed."""
+    with opened(root) as directory:
+        (own,) = (root / "tmp").iterdir()
+        (own / "lock").unlink()
+        own.rmdir()
+        assert directory.leaves() == []
+    with opened(root):
+        (own,) = (root / "tmp").iterdir()
+        (own / "a directory").mkdir()
+    assert own.exists()

@@ -1,0 +1,159 @@
+"""The service: mutations run to their end without their callers, in bounded number."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id, open_world, payload_of
+from tierstore.errors import Busy, ObjectNotFound, Unavailable
+from tierstore.service.service import ObjectService
+from tierstore.tasks import TaskOwner
+from tierstore.testing.faults import FailBefore, Pause
+from tierstore.types.metadata import Metadata
+from tierstore.types.objects import Tier
+from tierstore.types.streams import Body
+
+
+def _service(world: World, mutations_max: int = 64) -> tuple[ObjectService, TaskOwner, list[str]]:
+    reported: list[str] = []
+    mutations = TaskOwner(mutations_max, lambda name, _: reported.append(name))
+    service = ObjectService(
+        world.store, world.high_volume, world.long_term, world.changelog, ids=world.ids, mutations=mutations
+    )
+    return service, mutations, reported
+
+
+async def test_operations_pass_through() -> None:
+    """Put, get, head and delete answer what the tiered store answers."""
+    async with open_world() as world:
+        service, _, _ = _service(world)
+        assert await service.put(object_id("k"), Metadata(), BytesBody(LARGE)) is Tier.LONG_TERM
+        assert await payload_of(await service.get(object_id("k"), None)) == LARGE
+        assert (await service.head(object_id("k"))).info.size == len(LARGE)
+        await service.delete(object_id("k"))
+        with pytest.raises(ObjectNotFound):
+            await service.head(object_id("k"))
+        await world.drain()
+        assert (await service.backlog()).entries == 0
+
+
+@pytest.mark.parametrize(
+    ("payload", "call", "after_effect"),
+    [
+        (SMALL, "high_volume.put_inline", False),
+        (SMALL, "high_volume.put_inline", True),
+        (LARGE, "long_term.put", True),
+        (LARGE, "high_volume.compare_and_write", False),
+        (LARGE, "high_volume.compare_and_write", True),
+    ],
+)
+async def test_a_write_that_has_arrived_ends_without_its_caller(payload: bytes, call: str, after_effect: bool) -> None:
+    """Once the body is whole, a caller that goes away does not undo the write."""
+    async with open_world() as world:
+        service, mutations, reported = _service(world)
+        pause = Pause(after_effect=after_effect)
+        world.script.at(call, pause)
+        caller = asyncio.create_task(service.put(object_id("k"), Metadata(), BytesBody(payload)))
+        await pause.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        pause.release.set()
+        assert await mutations.drain(5) == 0
+        assert await world.get("k") == payload
+        assert reported == []
+        await world.drain()
+        await world.check_settled()
+
+
+class _StuckBody(Body):
+    """A body whose second chunk never comes."""
+
+    def __init__(self) -> None:
+        self.size = 1000
+        self.reached = asyncio.Event()
+        self._chunks = iter([b"x" * 100])
+
+    async def __anext__(self) -> bytes:
+        for chunk in self._chunks:
+            return chunk
+        self.reached.set()
+        await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+
+async def test_a_write_that_has_not_arrived_ends_with_its_caller() -> None:
+    """A caller that goes away in the middle of its body: nothing is stored, nothing goes on."""
+    async with open_world() as world:
+        service, mutations, _ = _service(world)
+        body = _StuckBody()
+        caller = asyncio.create_task(service.put(object_id("k"), Metadata(), body))
+        await body.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert await mutations.drain(5) == 0
+        assert await world.get("k") is None
+        await world.drain()
+        await world.check_settled()
+
+
+async def test_a_failure_that_nobody_waits_for_is_reported() -> None:
+    """When the caller has gone and the write fails, the owner of the task says so."""
+    async with open_world() as world:
+        service, mutations, reported = _service(world)
+        pause = Pause(after_effect=True)
+        world.script.at("long_term.put", pause)
+        world.script.at("high_volume.compare_and_write", FailBefore(Unavailable("scripted")))
+        caller = asyncio.create_task(service.put(object_id("k"), Metadata(), BytesBody(LARGE)))
+        await pause.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        pause.release.set()
+        await mutations.drain(5)
+        assert reported == ["put"]
+
+
+async def test_mutations_are_bounded() -> None:
+    """Beyond the bound a write is refused as busy before anything is done for it; reads go on."""
+    async with open_world() as world:
+        service, mutations, _ = _service(world, mutations_max=2)
+        pauses = [Pause(), Pause()]
+        world.script.at("high_volume.put_inline", *pauses)
+        callers = [
+            asyncio.create_task(service.put(object_id(f"k{number}"), Metadata(), BytesBody(SMALL)))
+            for number in range(2)
+        ]
+        for pause in pauses:
+            await pause.reached.wait()
+        calls = len(world.script.trace)
+        with pytest.raises(Busy):
+            await service.delete(object_id("k"))
+        assert len(world.script.trace) == calls
+        with pytest.raises(ObjectNotFound):
+            await service.head(object_id("k"))
+        for pause in pauses:
+            pause.release.set()
+        await asyncio.gather(*callers)
+        assert len(mutations) == 0
+        await service.delete(object_id("k"))
+
+
+@pytest.mark.parametrize("call", ["high_volume.check", "changelog.check", "long_term.check"])
+async def test_check_fails_when_any_store_does(call: str) -> None:
+    """Readiness needs all three stores."""
+    async with open_world() as world:
+        service, _, _ = _service(world)
+        await service.check()
+        world.script.at(call, FailBefore(Unavailable("scripted")))
+        with pytest.raises(Unavailable):
+            await service.check()
+
+
+async def test_server_made_keys_differ() -> None:
+    """Every key is new."""
+    async with open_world() as world:
+        new_key: Callable[[], str] = _service(world)[0].new_key
+        assert len({new_key() for _ in range(1000)}) == 1000

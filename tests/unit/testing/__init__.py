@@ -1,0 +1,1 @@
+"""Tests of what tierstore ships for testing."""
