@@ -89,11 +89,14 @@ def test_server_made_keys(session: Session) -> None:
     assert sorted(_read(session, key) for key in keys) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-@pytest.mark.parametrize("key", [key for key in HOSTILE_KEYS if len(key.encode()) < 3000], ids=ascii)
+def _can_be_sent(key: str) -> bool:
+    """The client's HTTP library removes dot segments before it sends a path; `tests.http` sends those keys raw."""
+    return not {".", ".."} & set(key.split("/"))
+
+
+@pytest.mark.parametrize("key", [key for key in HOSTILE_KEYS if _can_be_sent(key)])
 def test_structured_and_hostile_keys(session: Session, key: str) -> None:
     """Any key the client can send comes back to the same object, and to no other."""
-    if key in {".", ".."} or "/./" in f"/{key}/" or "/../" in f"/{key}/":
-        pytest.skip("the client's HTTP library removes dot segments before it sends the path")
     assert session.put(key.encode(), key=key) == key
     assert _read(session, key) == key.encode()
     session.delete(key)
