@@ -49,7 +49,7 @@ class Limits:
     # Tiers
     inline_bytes_max: int = MIB
     """Objects up to this many bytes live inline in the high-volume store; also what a write may buffer."""
-    stream_chunk_bytes: int = 256 * KIB
+    stream_chunk_bytes: int = 512 * KIB
     """Bytes read from or written to a file at once, and so what a streamed request holds."""
 
     # Protocol

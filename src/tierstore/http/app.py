@@ -134,6 +134,8 @@ async def _answer(error: Exception, exchange: Exchange) -> None:
         _log.error("request failed", exc_info=error)
     elif exchange.responding:
         _log.warning("response cut off", exc_info=error)
+    elif isinstance(error, Unavailable) and error.__cause__ is not None:  # what the client is not told
+        _log.warning("store failed", error=str(error), cause=repr(error.__cause__))
     if not exchange.responding:
         await exchange.respond(*error_response(error, exchange.request_id))
 

@@ -162,7 +162,7 @@ async def test_threads_are_bounded(threads: FileThreads) -> None:
     assert most == 2
 
 
-def test_a_loop_that_is_gone_does_not_matter(threads: FileThreads) -> None:
+def test_a_loop_that_is_gone_does_not_matter(threads: FileThreads, caplog: pytest.LogCaptureFixture) -> None:
     """Work that ends after its event loop was closed ends quietly."""
     gate = Gate()
 
@@ -176,3 +176,4 @@ def test_a_loop_that_is_gone_does_not_matter(threads: FileThreads) -> None:
     gate.through.set()
     threads.shutdown()
     assert gate.ended
+    assert caplog.records == []
