@@ -4,9 +4,13 @@ Each worker process builds its own set, inside its event loop; nothing but the s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
 
 import structlog
 from starlette.types import ASGIApp
@@ -21,6 +25,7 @@ from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.sqlite import SqliteChangeLog
 from tierstore.clock import Clock, SystemClock
 from tierstore.config import Config, limits_from
+from tierstore.errors import StartupError, TierstoreError
 from tierstore.http.app import HttpSettings, Served, create_app
 from tierstore.idsource import IdSource, SystemIds
 from tierstore.limits import Limits
@@ -32,6 +37,9 @@ from tierstore.tiering.tiered import TieredStore
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
+_IDENTITY_POLL_SECONDS = 0.05
 _DRAIN_SECONDS_MIN = 1.0
 """Cleanup gets at least this long at shutdown, however short the grace: what it leaves, the sweeper must find again."""
 
@@ -79,7 +87,12 @@ async def open_stores(config: Config, limits: Limits, clock: Clock, ids: IdSourc
     """Open the configured stores, and close them at the end. Raises `StartupError`."""
     async with AsyncExitStack() as stack:
         high_volume = await SqliteHighVolume.open(
-            config.high_volume_path, limits=limits, clock=clock, ids=ids, readers=config.high_volume.readers
+            config.high_volume_path,
+            limits=limits,
+            clock=clock,
+            ids=ids,
+            readers=config.high_volume.readers,
+            reserve_bytes=config.high_volume.reserve,
         )
         stack.push_async_callback(high_volume.close)
         changelog = await SqliteChangeLog.open(config.change_log_path, limits=limits, clock=clock)
@@ -93,7 +106,87 @@ async def open_stores(config: Config, limits: Limits, clock: Clock, ids: IdSourc
             reserve_bytes=config.long_term.reserve,
         )
         stack.push_async_callback(long_term.close)
+        await _know_each_other(
+            (
+                _Placed("long-term store", "long_term.path", config.long_term_path, long_term),
+                _Placed("change log", "change_log.path", config.change_log_path, changelog),
+                _Placed("high-volume store", "high_volume.path", config.high_volume_path, high_volume),
+            ),
+            limits,
+            clock,
+            ids,
+        )
         yield Stores(high_volume, long_term, changelog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An open store, and how an operator knows it."""
+
+    name: str
+    key: str
+    path: Path
+    store: LongTermBackend | ChangeLog | HighVolumeBackend
+
+    def __str__(self) -> str:
+        return f"the {self.name} {self.path}"
+
+
+async def _know_each_other(stores: Sequence[_Placed], limits: Limits, clock: Clock, ids: IdSource) -> None:
+    """Check that the stores keep one identity, which they are given when none of them has one yet.
+
+    The first of ``stores`` is the arbiter: of processes that start at once on new stores, the one whose identity it has
+    taken wins, and all give that one to the others, in the same order. So while another process is at it, a store with
+    an identity may stand before one without, for a moment.
+
+    Raises `StartupError` with a sentence for the operator: a disk that is not mounted looks like a new store.
+    """
+    identities: list[UUID | None] = []
+    for _ in range(1 + math.ceil(limits.identity_wait_seconds_max / _IDENTITY_POLL_SECONDS)):
+        identities = [await _told(each, each.store.identity()) for each in stores]
+        if not any(identities):
+            identity = ids.uuid()
+            identities = [identity := await _told(each, each.store.adopt(identity)) for each in stores]
+        if None not in identities:
+            break
+        await clock.sleep(_IDENTITY_POLL_SECONDS)
+    if len(set(identities)) > 1:
+        raise StartupError(_strangers(stores, identities))
+
+
+async def _told(placed: _Placed, answer: Awaitable[T]) -> T:
+    """What a store answers; what it raises, as a `StartupError`."""
+    try:
+        return await answer
+    except TierstoreError as error:
+        raise StartupError(f"{placed} cannot be used: {error}") from error
+
+
+def _strangers(stores: Sequence[_Placed], identities: Sequence[UUID | None]) -> str:
+    """The sentences about stores that do not belong together: which they are, and what to do."""
+    known = [each for each, identity in zip(stores, identities, strict=True) if identity is not None]
+    new = [each for each, identity in zip(stores, identities, strict=True) if identity is None]
+    if not new:
+        kept = "; ".join(f"{each} has {identity}" for each, identity in zip(stores, identities, strict=True))
+        keys = ", ".join(each.key for each in stores)
+        return (
+            f"the stores do not belong together, each was begun with others ({kept}): "
+            f"are {keys} right, is every disk mounted where it should be, and do all three come from one backup?"
+        )
+    text = (
+        f"{_listed(new)} {'has' if len(new) == 1 else 'have'} no identity, but {_listed(known)} "
+        f"{'has' if len(known) == 1 else 'have'}: this looks like a new store in the place of another; "
+        f"is its disk mounted, is {' or '.join(each.key for each in new)} right, and is it whole if it was restored?"
+    )
+    if identities[0] is None or identities[-1] is not None:
+        return text
+    # The last one that would have been given it has none: so it may have been a start that was interrupted.
+    left = " and ".join(str(each.path / "identity" if each is stores[0] else each.path) for each in known)
+    return f"{text} Only if this was the very first start, and was interrupted: remove {left}, and start again"
+
+
+def _listed(stores: Sequence[_Placed]) -> str:
+    return " and ".join(str(each) for each in stores)
 
 
 @asynccontextmanager

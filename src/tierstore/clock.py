@@ -1,7 +1,9 @@
 """Time as a parameter.
 
 Wall-clock instants are `UnixMicros`: whole microseconds since 1970-01-01T00:00:00Z, as an ``int``. They are what the
-stores keep and what clients see. Safety never depends on them; only politeness (how long to wait) and expiry do.
+stores keep and what clients see. They decide how long it is polite to wait, and when an object expires; safety depends
+on them in one way only: what is kept for a day must not be forgotten while an operation of six hours lives, so clocks
+of different machines must agree to within hours.
 No other module reads a clock or sleeps (the tidy test checks it).
 """
 

@@ -12,8 +12,10 @@ Does not: touch the paths it names (`tierstore.build.check_stores` does), or cha
 """
 
 import difflib
+import errno
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +79,7 @@ class SqliteHighVolume(Section, frozen=True, tag_field="type", tag="sqlite"):
 
     path: Annotated[str, _text("The database file; below data.path unless set.")] = ""
     readers: Annotated[int, _whole(1, 64, "Threads, each with its own connection, that read.")] = 4
+    reserve: Annotated[int, _size(0, TIB, "Free bytes of its disk that small objects leave to deletes.")] = 16 * MIB
 
 
 class FilesystemLongTerm(Section, frozen=True, tag_field="type", tag="filesystem"):
@@ -300,6 +303,9 @@ class _Key:
 
     def value(self, setting: Setting, problems: list[str]) -> object:
         """The checked value, or None after adding to ``problems``."""
+        if setting.value is None or setting.value == "":
+            problems.append(f"{self.name} ({setting.origin}): is empty; give it a value, or take it out")
+            return None
         try:
             value: object = msgspec.convert(self._number(setting.value), self.type)
         except (msgspec.ValidationError, InvalidRequest, ValueError):
@@ -307,8 +313,17 @@ class _Key:
             problems.append(f"{self.name} ({setting.origin}): {_shown(setting.value)} is not {wanted}")
             return None
         if self.name.endswith(".path"):
-            return os.path.expanduser(str(value))  # noqa: PTH111  # because Path would drop the ./ that people wrote
+            return self._expanded(str(value), setting.origin, problems)
         return value
+
+    def _expanded(self, path: str, origin: str, problems: list[str]) -> str | None:
+        expanded = os.path.expanduser(path)  # noqa: PTH111  # because Path would drop the ./ that people wrote
+        home, _, _ = expanded.partition("/")
+        if not home.startswith("~"):
+            return expanded
+        whose = f"user {home[1:]} whose home directory {home} could be" if home != "~" else "home directory"
+        problems.append(f"{self.name} ({origin}): there is no {whose}; for a directory of that name, write ./{path}")
+        return None
 
     def written(self, value: object) -> object:
         """``value`` as a person would write it."""
@@ -463,6 +478,8 @@ def _read_file(file: Path, problems: list[str]) -> Iterator[tuple[str, Setting]]
 
 def _file_text(file: Path) -> str:
     bytes_max = Limits().config_bytes_max
+    if not stat.S_ISREG(file.stat().st_mode):  # a pipe may keep its reader waiting for ever
+        raise OSError(errno.EINVAL, "it is not a regular file")
     with file.open("rb") as opened:
         content = opened.read(bytes_max + 1)
     if len(content) > bytes_max:

@@ -8,6 +8,8 @@
     │   ├── IncompleteBody           the body ended before its announced length        400
     │   ├── ObjectNotFound           absent, deleted or expired                        404
     │   ├── MethodNotAllowed         the address exists, the method does not           405
+    │   ├── RequestTimeout           the head of the request came too slowly           408
+    │   ├── LengthRequired           a body whose end cannot be told                   411
     │   ├── ObjectTooLarge           beyond ``object_bytes_max``                       413
     │   ├── TargetTooLong            the request target is longer than we read         414
     │   ├── RangeNotSatisfiable      the range starts past the end                     416
@@ -60,6 +62,14 @@ class MethodNotAllowed(ClientMistake):
     def __init__(self, allowed: tuple[str, ...]) -> None:
         super().__init__(f"this address allows {', '.join(allowed)}")
         self.allowed = allowed
+
+
+class RequestTimeout(ClientMistake):
+    """The head of the request, or what follows a body, did not come in time. Nothing was done."""
+
+
+class LengthRequired(ClientMistake):
+    """The request may have a body, but does not say how long it is. Nothing was stored."""
 
 
 class ObjectTooLarge(ClientMistake):

@@ -31,14 +31,18 @@ class Limits:
     """Bytes of all request headers together."""
     metadata_bytes_max: int = 16 * KIB
     """UTF-8 bytes of an object's metadata: content type, origin, filename, custom names and values together."""
-    custom_metadata_max: int = 128
-    """Custom metadata entries of one object."""
+    custom_metadata_max: int = 64
+    """Custom metadata entries of one object: few enough for clients that read no more than 100 response headers."""
     object_bytes_max: int = 5 * TIB
     """Bytes of one object."""
     duration_seconds_max: int = 100 * 366 * 86_400
     """Seconds of a ttl or tti."""
     client_stall_seconds_max: float = 300.0
     """How long a request waits for its client to send, or to take, the next bytes; then it ends."""
+    body_bytes_per_second_min: int = KIB
+    """How fast a client must send a body, or take one, on average, after the first ``client_stall_seconds_max``."""
+    pipelined_requests_max: int = 32
+    """Requests that wait on one connection for the answer to an earlier one; then it is closed behind them."""
     unread_body_bytes_max: int = 64 * KIB
     """What may be left of a body when a request is refused for its connection to be kept; with more it is closed."""
     linger_seconds_max: float = 2.0
@@ -84,10 +88,14 @@ class Limits:
     """Write operations that share one commit."""
     database_batch_bytes_max: int = 16 * MIB
     """Bytes that the operations of one commit write, about; the one that reaches the bound is the last."""
+    database_read_batch_max: int = 8
+    """Read operations that share one snapshot, and so wait for each other's end."""
     database_checkpoint_bytes: int = 16 * MIB
     """Bytes by which a database's write-ahead log grows between two checkpoints."""
     database_lock_wait_seconds_max: float = 10.0
     """How long a writer waits for another process's transaction before the operation fails as unavailable."""
+    identity_wait_seconds_max: float = 3.0
+    """How long a starting process waits for another one that seems to be giving new stores their identity."""
     directory_lock_wait_seconds_max: float = 30.0
     """How long a starting process waits for others that are starting on the same blob directory."""
     background_tasks_max: int = 1024

@@ -1,7 +1,8 @@
 """The one place that spawns tasks, and their one owner.
 
-Guarantees: every task has an owner that knows it; the number of tasks is bounded; an exception nobody awaits is logged
-and counted by the owner's ``report``; `drain` waits for what is under way, then cancels what will not end.
+Guarantees: every task has an owner that knows it, and that tells when its bound is reached (who starts tasks looks); an
+exception nobody awaits is logged and counted by the owner's ``report``; `drain` waits for what is under way, then
+cancels what will not end, and ends itself.
 """
 
 import asyncio
@@ -10,6 +11,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_CANCELLED_SECONDS_MIN = 5.0
+"""How long cancelled tasks get to end, at least."""
 
 
 class TaskOwner:
@@ -48,7 +52,10 @@ class TaskOwner:
             self._report(task.get_name(), error)
 
     async def drain(self, seconds: float) -> int:
-        """Wait until no task is left, for at most ``seconds``; cancel the rest and return how many that were."""
+        """Wait until no task is left, for at most ``seconds``; cancel the rest and return how many that were.
+
+        A task that does not end when it is cancelled (a disk that hangs) is waited for as long again, then left.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while self._tasks and (left := deadline - loop.time()) > 0:
@@ -57,7 +64,7 @@ class TaskOwner:
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late)
+            await asyncio.wait(late, timeout=max(seconds, _CANCELLED_SECONDS_MIN))
         return len(late)
 
 

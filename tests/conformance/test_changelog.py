@@ -15,13 +15,14 @@ import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tierstore.changelog import sqlite as sqlite_changelog
 from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.entries import Backlog, Entry, Role, State
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.changelog.sqlite import SqliteChangeLog
-from tierstore.errors import CorruptObject, TierstoreError
+from tierstore.errors import TierstoreError
 from tierstore.limits import Limits
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.laws.changelog import NEW, OLD, ChangeLogLaws, in_order, owner, revision
@@ -127,17 +128,35 @@ class TestSqliteChangeLog(ChangeLogLaws):
         assert taken is not None
         assert await log.forget_condemned(taken)
 
-    @pytest.mark.parametrize("name", [b"no revision", b"\xff\xfe", b"photos/objects/k/not-a-uuid", b""])
-    async def test_a_name_that_is_no_revision_is_corrupt(self, log: ChangeLog, name: bytes) -> None:
-        """A damaged name fails loudly instead of being taken for another revision."""
-        with closing(raw_connection(self.path)) as connection:
-            connection.execute(
+    def plant_named(self, names: Sequence[bytes], not_before: int) -> None:
+        """Back door: put open entries with these names into the store."""
+        with closing(raw_connection(self.path)) as connection, connection:
+            connection.executemany(
                 "INSERT INTO entries (revision, owner, role, state, epoch, sweeps, recorded, not_before)"
-                " VALUES (?, ?, 'new', 'open', 0, 0, 1000, 2000)",
-                (name, bytes(16)),
+                " VALUES (?, ?, 'new', 'open', 0, 0, 1000, ?)",
+                [(name, bytes(16), not_before) for name in names],
             )
-        with pytest.raises(CorruptObject):
-            await log.due(2_000, 10)
+
+    @pytest.mark.parametrize("name", [b"no revision", b"\xff\xfe", b"photos/objects/k/not-a-uuid", b""])
+    async def test_a_name_that_is_no_revision_is_passed_over(self, log: ChangeLog, name: bytes) -> None:
+        """An entry with a damaged name is logged and keeps no other one from being listed, wherever it stands."""
+        entries = [self.entry(revision("k", number), not_before=number) for number in (1, 3)]
+        await self.plant(entries)
+        self.plant_named([name], 2)
+        self.plant_named([name + b"/"], 0)
+        for limit, unreadable in ((10, 2), (2, 2), (1, 1)):
+            with capture_logs() as logs:
+                assert list(await log.due(2_000, limit)) == entries[:limit]
+            assert [line["log_level"] for line in logs] == ["error"] * unreadable
+
+    async def test_many_unreadable_entries_hide_none(self, log: ChangeLog) -> None:
+        """However many entries before it cannot be read, a readable one is listed; the lines about them are bounded."""
+        self.plant_named([b"no revision %d" % number for number in range(1_000)], 1)
+        await self.plant([self.entry(not_before=2)])
+        with capture_logs() as logs:
+            assert list(await log.due(2_000, 4)) == [self.entry(not_before=2)]
+        assert len(logs) == 17
+        assert logs[-1]["count"] == 1_000 - 16
 
     @pytest.mark.parametrize(
         "statement",

@@ -93,7 +93,7 @@ def _sized(number: int) -> bytes:
 async def test_disk_full(tmp_path: Path) -> None:
     """A full disk refuses writes with 507, loses nothing, keeps serving, and accepts again when there is space."""
     with small_disk(tmp_path / "disk", "32m") as disk:
-        config = {"long_term": {"reserve": "1 MiB"}}
+        config = {"long_term": {"reserve": "1 MiB"}, "high_volume": {"reserve": "1 MiB"}}
         async with ServerProcess(disk.path, config=config) as server, aiohttp.ClientSession(server.url) as http:
             statuses = {number: await put(http, f"{OBJECTS}/{number}", _sized(number)) for number in range(40)}
             stored = [number for number, status in statuses.items() if status == 200]
@@ -119,7 +119,7 @@ async def test_disk_full(tmp_path: Path) -> None:
 
 async def test_large_objects_leave_room_for_small_ones_and_deletes(tmp_path: Path) -> None:
     """When large objects have filled the disk up to the reserve, small writes and deletes go on, and make room."""
-    config = {"long_term": {"reserve": "8 MiB"}}
+    config = {"long_term": {"reserve": "8 MiB"}, "high_volume": {"reserve": "2 MiB"}}
     with small_disk(tmp_path / "disk", "32m") as disk:
         async with ServerProcess(disk.path, config=config) as server, aiohttp.ClientSession(server.url) as http:
             statuses = {number: await put(http, f"{OBJECTS}/{number}", b"x" * (2 * MIB)) for number in range(20)}

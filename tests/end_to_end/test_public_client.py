@@ -13,7 +13,7 @@ import urllib3
 import zstandard
 from objectstore_client import Client, GetResponse, Metadata, RequestError, Session, TimeToIdle, TimeToLive, Usecase
 
-from tierstore.limits import GIB, MIB
+from tierstore.limits import GIB, MIB, Limits
 from tierstore.testing.hostile import HOSTILE_KEYS
 from tierstore.testing.server import ServerProcess
 
@@ -231,3 +231,23 @@ def test_errors_are_the_protocols(session: Session) -> None:
     with pytest.raises(RequestError) as refused:
         session.put(b"x", key="k", content_type="no media type")
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_as_much_custom_metadata_as_there_may_be_can_be_read(session: Session, size: int) -> None:
+    """What the server accepts, the client's HTTP library (which reads at most 100 headers) can take back."""
+    custom = {f"entry-{number}": "v" * 100 for number in range(Limits().custom_metadata_max)}
+    key = session.put(
+        b"x" * size,
+        metadata=custom,
+        filename="name.txt",
+        origin="here",
+        content_type="text/plain",
+        expiration_policy=TimeToLive(timedelta(hours=1)),
+        precompressed="zstd",
+    )
+    assert _head(session, key).custom == custom
+    found = session.get(key, decompress=False)
+    assert found is not None
+    found.payload.close()
+    assert found.metadata.custom == custom

@@ -83,6 +83,10 @@ class Running:
     failures: list[str]
     mutations: TaskOwner
     long_term: WatchedLongTerm
+    connections: set[object]
+    """Those that the server holds."""
+    stop: Callable[[], None]
+    """Tell it to stop."""
     draining: bool = False
 
     @property
@@ -110,7 +114,13 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    limits: Limits = LIMITS, *, enforce: bool = False, max_requests: int = 64, clock: Clock | None = None
+    limits: Limits = LIMITS,
+    *,
+    enforce: bool = False,
+    max_requests: int = 64,
+    clock: Clock | None = None,
+    grace_seconds: int = 2,
+    keep_alive_seconds: int = 5,
 ) -> AsyncIterator[Running]:
     """Serve on a free port until the end of the block, from the running event loop."""
     script, failures = FaultScript(), list[str]()
@@ -139,15 +149,27 @@ async def running(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen(256)
-        up = Running(listener.getsockname()[1], limits, script, failures, mutations, long_term)
+        connections: set[object] = set()
+        up = Running(
+            listener.getsockname()[1],
+            limits,
+            script,
+            failures,
+            mutations,
+            long_term,
+            connections,
+            lambda: setattr(server, "should_exit", True),
+        )
         settings = HttpSettings(
             limits=limits, clock=clock, ids=ids, max_requests=max_requests, draining=lambda: up.draining
         )
         config = uvicorn.Config(
-            create_app(open_served, settings), http=BoundedConnection, ws="none", lifespan="on", log_config=None,
-            server_header=False, proxy_headers=False, access_log=False, timeout_graceful_shutdown=2,
+            create_app(open_served, settings), http=type("Connection", (BoundedConnection,), {"limits": limits}),
+            ws="none", lifespan="on", log_config=None, server_header=False, proxy_headers=False, access_log=False,
+            timeout_graceful_shutdown=grace_seconds, timeout_keep_alive=keep_alive_seconds, reset_contextvars=True,
         )  # fmt: skip
         server = uvicorn.Server(config)
+        server.server_state.connections = connections  # type: ignore[assignment]  # because its type is many protocols
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             async with asyncio.timeout(CLIENT_SECONDS_MAX):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive
 
+from tierstore.clock import SystemClock
 from tierstore.errors import ClientDisconnected, IncompleteBody, InvalidRequest, NotOffered, ObjectTooLarge
 from tierstore.http.bodies import RequestBody, announced_size, announces_body
 from tierstore.limits import Limits
@@ -40,7 +41,7 @@ async def read(body: RequestBody) -> bytes:
 async def test_a_whole_body_is_read_whole(chunks: list[bytes], announced: bool) -> None:
     """What was sent is what is read, in chunks that are not empty; the body then counts as complete."""
     sent = b"".join(chunks)
-    body = RequestBody(script(*chunks), len(sent) if announced else None, LIMITS)
+    body = RequestBody(script(*chunks), len(sent) if announced else None, LIMITS, SystemClock())
     assert body.complete == (announced and not sent)
     read_chunks = [chunk async for chunk in body]
     assert all(read_chunks)
@@ -53,7 +54,7 @@ async def test_a_whole_body_is_read_whole(chunks: list[bytes], announced: bool) 
 @pytest.mark.parametrize("chunks", [(b"ab", None), (None,), (b"a", b"b"), (b"abcd",)])
 async def test_another_length_than_announced_is_incomplete(chunks: tuple[bytes | None, ...]) -> None:
     """Fewer or more bytes than announced, or a caller that went away before: never an ordinary end."""
-    body = RequestBody(script(*chunks), 3, LIMITS)
+    body = RequestBody(script(*chunks), 3, LIMITS, SystemClock())
     with pytest.raises(IncompleteBody):
         await read(body)
     assert not body.complete
@@ -62,7 +63,7 @@ async def test_another_length_than_announced_is_incomplete(chunks: tuple[bytes |
 
 async def test_departure_from_a_body_of_unknown_length() -> None:
     """Without an announced length, a caller that goes away has not ended the body."""
-    body = RequestBody(script(b"abc", None), None, LIMITS)
+    body = RequestBody(script(b"abc", None), None, LIMITS, SystemClock())
     with pytest.raises(ClientDisconnected):
         await read(body)
     assert not body.complete
@@ -71,17 +72,17 @@ async def test_departure_from_a_body_of_unknown_length() -> None:
 
 async def test_too_large_is_refused_before_reading() -> None:
     """An announced length beyond the bound is refused without a byte read; the bound itself is not."""
-    RequestBody(script(), LIMITS.object_bytes_max, LIMITS)
+    RequestBody(script(), LIMITS.object_bytes_max, LIMITS, SystemClock())
     with pytest.raises(ObjectTooLarge):
-        RequestBody(script(), LIMITS.object_bytes_max + 1, LIMITS)
+        RequestBody(script(), LIMITS.object_bytes_max + 1, LIMITS, SystemClock())
 
 
 async def test_growing_too_large_is_refused() -> None:
     """A body of unknown length may grow to the bound and no further."""
     most = b"x" * LIMITS.object_bytes_max
-    assert await read(RequestBody(script(most, b""), None, LIMITS)) == most
+    assert await read(RequestBody(script(most, b""), None, LIMITS, SystemClock())) == most
     with pytest.raises(ObjectTooLarge):
-        await read(RequestBody(script(most, b"x", b""), None, LIMITS))
+        await read(RequestBody(script(most, b"x", b""), None, LIMITS, SystemClock()))
 
 
 async def test_a_body_that_stalls_ends() -> None:
@@ -93,7 +94,7 @@ async def test_a_body_that_stalls_ends() -> None:
         raise AssertionError
 
     with pytest.raises(IncompleteBody, match=r"for 0\.05 seconds"):
-        await read(RequestBody(receive, None, LIMITS))
+        await read(RequestBody(receive, None, LIMITS, SystemClock()))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,26 @@ def test_other_transfer_codings_are_not_offered(coding: bytes) -> None:
         announced_size({b"transfer-encoding": coding})
 
 
-@pytest.mark.parametrize("fields", [{b"content-length": b"5"}, {b"transfer-encoding": b"chunked"}])
-def test_a_body_behind_an_upgrade_is_refused(fields: dict[bytes, bytes]) -> None:
-    """The parser would show it as empty."""
-    with pytest.raises(InvalidRequest, match="upgrade"):
-        announced_size({**fields, b"upgrade": b"h2c"})
+async def test_a_body_that_trickles_ends() -> None:
+    """A byte now and then does not keep a body under way: after a first grace, it has a rate to keep."""
+    limits = replace(LIMITS, body_bytes_per_second_min=1000)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    body = RequestBody(receive, None, limits, SystemClock())
+    with pytest.raises(IncompleteBody, match="less than 1000 bytes a second"):
+        await read(body)
+    assert 2 <= body.received <= 20
+
+
+async def test_a_slow_store_is_not_a_slow_client() -> None:
+    """Only the time that the client is waited for counts against its rate."""
+    limits = replace(LIMITS, body_bytes_per_second_min=10**6)
+    body = RequestBody(script(b"a", b"b", b"c", b"d"), None, limits, SystemClock())
+    chunks = []
+    async for chunk in body:
+        chunks.append(chunk)
+        await asyncio.sleep(0.03)
+    assert chunks == [b"a", b"b", b"c", b"d"]

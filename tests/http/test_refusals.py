@@ -279,19 +279,6 @@ async def test_expect_continue(server: Running) -> None:
         assert await connection.closed_by_server()
 
 
-@pytest.mark.parametrize("framing", ["content-length: 5", "transfer-encoding: chunked"])
-@pytest.mark.parametrize(
-    "upgrade", ["upgrade: h2c\r\nconnection: upgrade", "connection: Upgrade, x\r\nupgrade: websocket"]
-)
-async def test_a_body_behind_an_upgrade_is_not_lost(server: Running, framing: str, upgrade: str) -> None:
-    """The HTTP parser hides a body behind an upgrade: the request is refused rather than stored empty."""
-    async with server.connect() as connection:
-        await connection.send(f"PUT {ROOT}/upgrade HTTP/1.1\r\nhost: x\r\n{framing}\r\n{upgrade}\r\n\r\nhello".encode())
-        assert (await connection.response()).status == 400
-        assert await connection.closed_by_server()
-    assert (await server.request("GET", f"{ROOT}/upgrade")).status == 404
-
-
 async def test_an_upgrade_without_a_body_is_passed_over(server: Running) -> None:
     """A client may offer another protocol and is answered in this one."""
     await server.request("PUT", f"{ROOT}/upgraded", (), b"payload")
@@ -320,3 +307,86 @@ async def test_what_is_no_http(server: Running, raw: bytes) -> None:
         assert await connection.closed_by_server()
     await eventually("mutations end", lambda: len(server.mutations) == 0)
     assert not [call for call in server.script.trace[before:] if "put" in call or "write" in call]
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (f"GET {ROOT}/k HTTP/1.1\r\n\r\n", 400),
+        (f"GET {ROOT}/k HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\n\r\n", 400),
+        (f"GET {ROOT}/k HTTP/1.0\r\n\r\n", 404),
+        (f"GET {ROOT}/k HTTP/1.1\r\nhost: x\r\nrange: bytes=0-1\r\nrange: bytes=2-3\r\n\r\n", 400),
+        (f"GET {ROOT}/caf\u00e9 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        ("GET http://elsewhere HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (f"FROB {ROOT}/k HTTP/1.1\r\nhost: x\r\n\r\n", 501),
+        (f"PUT {ROOT}/k HTTP/1.0\r\n\r\nhi", 411),
+        (f"PUT {ROOT}/k HTTP/1.0\r\ncontent-length: 2\r\n\r\nhi", 200),
+        (f"PUT {ROOT}/k HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n", 501),
+        (f"PUT {ROOT}/k HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 501),
+    ],
+)
+async def test_what_is_ambiguous(server: Running, raw: str, status: int) -> None:
+    """What two readers could understand in two ways is refused, in JSON and with a request id, like everything."""
+    async with server.connect() as connection:
+        await server.request("DELETE", f"{ROOT}/k")
+        await connection.send(raw.encode())
+        answer = await connection.response()
+        assert answer.status == status
+        assert answer.headers["x-request-id"]
+        assert status == 200 or answer.detail
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+@pytest.mark.parametrize("condition", ["if-match", "if-none-match", "if-unmodified-since"])
+async def test_conditional_mutations_are_not_offered(server: Running, method: str, condition: str) -> None:
+    """A mutation whose condition cannot be checked is refused before its body; a conditional read is a read."""
+    await server.request("PUT", f"{ROOT}/conditional", (), b"before")
+    target = f"{ROOT}/" if method == "POST" else f"{ROOT}/conditional"
+    async with server.connect() as connection:
+        await connection.send(head(method, target, [(condition, "*"), ("expect", "100-continue")], b"after"))
+        refused = await connection.response()
+        assert (refused.status, refused.informational) == (501, [])
+        assert "conditional" in refused.detail
+    got = await server.request("GET", f"{ROOT}/conditional", [(condition, "*")])
+    assert (got.status, got.body) == (200, b"before")
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_fragment_does_not_replace_the_object(server: Running, method: str) -> None:
+    """A body with content-range is 400 before it is read (RFC 9110, section 14.5)."""
+    await server.request("PUT", f"{ROOT}/whole", (), b"whole")
+    target = f"{ROOT}/" if method == "POST" else f"{ROOT}/whole"
+    headers = [("content-range", "bytes 0-1/5"), ("expect", "100-continue")]
+    async with server.connect() as connection:
+        await connection.send(head(method, target, headers, b"fr"))
+        refused = await connection.response()
+        assert (refused.status, refused.informational) == (400, [])
+    assert (await server.request("GET", f"{ROOT}/whole")).body == b"whole"
+
+
+async def test_far_positions_of_ranges(server: Running) -> None:
+    """A position may have any number of digits."""
+    await server.request("PUT", f"{ROOT}/ranged", (), b"0123456789")
+    for last in ("9" * 20, "9" * 10_000):
+        got = await server.request("GET", f"{ROOT}/ranged", [("range", f"bytes=5-{last}")])
+        assert (got.status, got.body) == (206, b"56789")
+        assert (await server.request("GET", f"{ROOT}/ranged", [("range", f"bytes={last}-")])).status == 416
+
+
+async def test_requests_cut_off_by_a_stop() -> None:
+    """What has not ended when the server has waited long enough is 503, in JSON, or a response cut short."""
+    body = b"x" * LIMITS.object_bytes_max
+    async with running(grace_seconds=1) as server, server.connect() as slow, server.connect() as half:
+        await server.request("PUT", f"{ROOT}/stopped", (), body)
+        await half.send(head("GET", f"{ROOT}/stopped"))
+        await half.response_head()
+        await slow.send(head("PUT", f"{ROOT}/slow", [("content-length", "10")]) + b"12345")
+        await eventually("the body arrives", lambda: len(server.mutations) == 1)
+        server.stop()
+        refused = await slow.response()
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert "stopping" in refused.detail
+        assert refused.headers["x-request-id"]
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await half.reader.readexactly(len(body))

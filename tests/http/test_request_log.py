@@ -7,7 +7,7 @@ import pytest
 import structlog
 from structlog.typing import EventDict
 
-from tests.http.harness import LIMITS, ROOT, Running, eventually, head
+from tests.http.harness import LIMITS, ROOT, Running, eventually, head, running
 from tierstore.errors import Unavailable
 from tierstore.http import app, request_log
 from tierstore.testing.faults import FailBefore
@@ -155,3 +155,43 @@ async def test_overlong_paths_are_cut_in_the_log(server: Running, lines: Lines) 
     await server.request("GET", "/" + "x" * (LIMITS.target_bytes_max + 1000))
     line = await last(lines)
     assert (line["status"], len(line["path"])) == (414, LIMITS.target_bytes_max)
+
+
+async def test_what_is_no_request_is_logged_and_counted(server: Running, lines: Lines) -> None:
+    """What the parser refuses has a line and a request id too, without its query, and counts."""
+    async with server.connect() as connection:
+        await connection.send(
+            f"GET {ROOT}/odd?secret HTTP/1.1\r\nx-request-id: r3\r\na: b\r\nbad name: 1\r\n\r\n".encode()
+        )
+        refused = await connection.response()
+        assert (refused.status, refused.headers["x-request-id"]) == (400, "r3")
+    line = await last(lines)
+    assert (line["method"], line["path"], line["operation"]) == ("", f"{ROOT}/odd", "unknown")
+    assert (line["status"], line["error"], line["request_id"]) == (400, "InvalidRequest", "r3")
+    metrics = (await server.request("GET", "/metrics")).body.decode()
+    assert 'tierstore_requests_total{operation="unknown",status="400",tier="none"}' in metrics
+
+
+async def test_departures_with_requests_waiting_are_no_faults(server: Running, lines: Lines) -> None:
+    """A client that goes away with requests on the way leaves 499s, and no traceback."""
+    await server.request("PUT", f"{ROOT}/left", (), bytes(LIMITS.object_bytes_max))
+    async with server.connect() as connection:
+        await connection.send(head("GET", f"{ROOT}/left") + head("GET", f"{ROOT}/left") * 3)
+        await connection.response_head()
+        connection.abort()
+    line = await last(lines, 2)
+    assert (line["method"], line["status"]) == ("GET", 499)
+    await eventually("the connection ends", lambda: not server.connections)
+    assert {line["log_level"] for line in lines} == {"info"}
+
+
+async def test_what_a_stop_cuts_off_is_no_fault(lines: Lines, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that a stop ends is logged as what its client saw, without a traceback from the server."""
+    async with running(grace_seconds=1) as server, server.connect() as connection:
+        await connection.send(head("PUT", f"{ROOT}/slow", [("content-length", "10")]) + b"12345")
+        await eventually("the body arrives", lambda: len(server.mutations) == 1)
+        server.stop()
+        assert (await connection.response()).status == 503
+    line = await last(lines)
+    assert (line["status"], line["error"], line["log_level"]) == (503, "Unavailable", "info")
+    assert not [record for record in caplog.records if record.exc_info]

@@ -1,6 +1,7 @@
 """Laws of `tierstore.config` and of the sizes it reads."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -145,6 +146,21 @@ def test_the_environment_is_read_as_yaml_but_text_as_it_is() -> None:
             "high_volume: {path: /one/place}\nchange_log: {path: /one/other/../place}",
             "change_log.path: /one/place is already high_volume.path; each store needs a place of its own",
         ),
+        (
+            "http: {port: }",
+            "http.port (file DIR/tierstore.yaml): is empty; give it a value, or take it out",
+        ),
+        (
+            "data: {path: ''}",
+            "data.path (file DIR/tierstore.yaml): is empty; give it a value, or take it out",
+        ),
+        (
+            "data: {path: ~nobodyx/foo}",
+            (
+                "data.path (file DIR/tierstore.yaml): there is no user nobodyx whose home directory ~nobodyx could be; "
+                "for a directory of that name, write ./~nobodyx/foo"
+            ),
+        ),
         ("- 1", "the config file DIR/tierstore.yaml: the top level is not a mapping of sections"),
         (
             "http: {port: 1, port: 2}",
@@ -200,6 +216,26 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
             load_config(path, {}, {})
 
 
+@pytest.mark.timeout(10)
+def test_a_file_that_is_not_regular_is_refused(tmp_path: Path) -> None:
+    """A pipe, a device, a directory: refused without waiting for what may never come."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero"), tmp_path):
+        with pytest.raises(ConfigError) as raised:
+            load_config(path, {}, {})
+        assert str(raised.value) == f"the config file {path} cannot be read: it is not a regular file"
+
+
+@pytest.mark.parametrize("variable", ["HTTP__PORT", "DATA__PATH", "LOG__LEVEL", "AUTH__ENFORCE", "SWEEPER__PERIOD"])
+def test_an_empty_variable_is_said_to_be_empty(variable: str) -> None:
+    """A variable that is set to nothing is not taken for one that is not set, nor for a strange value."""
+    name = f"TIERSTORE__{variable}"
+    key = variable.lower().replace("__", ".")
+    said = f"{key} (environment {name}): is empty; give it a value, or take it out"
+    assert _refused({name: ""}, {}) == said
+
+
 def test_empty_sections_and_files_change_nothing(tmp_path: Path) -> None:
     """An empty file, and a section without keys, leave the defaults."""
     assert _load("", tmp_path) == Config()
@@ -251,6 +287,7 @@ def test_a_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     """``~`` in a path means what it means in a shell, which does not expand it in a file."""
     monkeypatch.setenv("HOME", "/somewhere")
     assert _load(TIERSTORE__DATA__PATH="~/objects").long_term_path == Path("/somewhere/objects/long-term")
+    assert _load(TIERSTORE__DATA__PATH="./~nobodyx").data.path == "./~nobodyx"
 
 
 def test_limits_follow_the_config() -> None:

@@ -76,15 +76,35 @@ class ChangeLog(ABC):
 
     @abstractmethod
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
-        """Entries of any state whose ``not_before`` is at or before ``now``, at most ``limit``, earliest first."""
+        """Entries of any state whose ``not_before`` is at or before ``now``, at most ``limit``, earliest first.
+
+        An entry that cannot be read is logged and passed over, so that it does not keep the sweeper from the others.
+        """
 
     @abstractmethod
     async def find(self, revision: Revision) -> Sequence[Entry]:
-        """All entries of ``revision``, in the order of their owners."""
+        """All entries of ``revision``, in the order of their owners.
+
+        For multipart uploads and operators' tools: nothing of the server calls it yet.
+        """
 
     @abstractmethod
     async def backlog(self) -> Backlog:
         """How many entries there are, and how old the oldest is."""
+
+    @abstractmethod
+    async def identity(self) -> UUID | None:
+        """The identity that the store keeps, or None if it was never given one. Safe to repeat.
+
+        A store and the two that belong to it keep the same one: by that they know each other.
+        """
+
+    @abstractmethod
+    async def adopt(self, identity: UUID) -> UUID:
+        """Give the store ``identity`` if it has none, durably; return the one that it has.
+
+        Atomic: of any number of calls, from any process, one wins, and all return what that one gave. Safe to repeat.
+        """
 
     @abstractmethod
     async def check(self) -> None:

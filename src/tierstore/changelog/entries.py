@@ -40,7 +40,8 @@ class Entry:
     sweeps: int
     """How often a sweeper has deleted the revision's blob on behalf of this entry."""
     recorded: UnixMicros
-    """When it was recorded. For people and metrics."""
+    """When it was first recorded. For people and metrics; and the sweeper's second visit to an entry of role new is not
+    before ``operation_deadline`` has passed since then."""
     not_before: UnixMicros
     """When a sweeper may take it: politeness, not safety."""
 

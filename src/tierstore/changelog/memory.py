@@ -17,17 +17,19 @@ from tierstore.invariants import invariant
 from tierstore.types.ids import Revision
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemoryEntries:
     """What stands for the disk: the entries by their key, in the order in which they were first recorded."""
 
     by_key: dict[tuple[Revision, UUID], Entry] = field(default_factory=dict)
+    identity: UUID | None = None
 
 
 class MemoryChangeLog(ChangeLog):
     """One instance on ``entries``. No method suspends, so each is atomic on its event loop."""
 
     def __init__(self, entries: MemoryEntries, *, clock: Clock) -> None:
+        self._store = entries
         self._entries = entries.by_key
         self._clock = clock
         self._closed = False
@@ -120,6 +122,15 @@ class MemoryChangeLog(ChangeLog):
         self._check_open()
         oldest = min((entry.recorded for entry in self._entries.values()), default=None)
         return Backlog(entries=len(self._entries), oldest=oldest)
+
+    async def identity(self) -> UUID | None:
+        self._check_open()
+        return self._store.identity
+
+    async def adopt(self, identity: UUID) -> UUID:
+        self._check_open()
+        self._store.identity = self._store.identity or identity
+        return self._store.identity
 
     async def check(self) -> None:
         self._check_open()

@@ -2,10 +2,12 @@
 
 Each method is one transaction of `tierstore.embedded.database`, durable when it returns; what is conditional is a
 condition of the statement that writes, so that it holds whoever else writes. Deciding by state and epoch, never by the
-clock, is the contract's; here, the clock only says when an entry was recorded.
+clock, is the contract's; here, the clock only says when an entry was recorded, which the sweeper goes by when it
+comes a second time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -14,6 +16,9 @@ from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.entries import Backlog, Entry, Role, State
 from tierstore.clock import Clock, UnixMicros
 from tierstore.embedded.database import Connection, Database, Schema
+from tierstore.embedded.identity import MIGRATION as IDENTITY_MIGRATION
+from tierstore.embedded.identity import keep_identity, kept_identity
+from tierstore.embedded.listing import readable
 from tierstore.errors import CorruptObject, GivenUp, InvalidRequest
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
@@ -39,6 +44,7 @@ _SCHEMA = Schema(
         CREATE INDEX entries_by_not_before ON entries (not_before);
         CREATE INDEX entries_by_recorded ON entries (recorded);
         """,
+        IDENTITY_MIGRATION,
     ),
 )
 
@@ -77,7 +83,7 @@ _FORGET_CONDEMNED = """
 """
 _DUE = """
     SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before
-    FROM entries WHERE not_before <= ? ORDER BY not_before LIMIT ?
+    FROM entries WHERE not_before <= ? ORDER BY not_before
 """
 _FIND = """
     SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before
@@ -168,10 +174,17 @@ class SqliteChangeLog(ChangeLog):
         return await self._database.write(work)
 
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
-        return await self._read(_DUE, (now, limit))
+        def work(connection: Connection) -> list[Entry]:
+            with closing(connection.cursor()) as cursor:
+                return readable(cast("Iterable[_Row]", cursor.execute(_DUE, (now,))), _entry, limit)
+
+        return await self._database.read(work)
 
     async def find(self, revision: Revision) -> Sequence[Entry]:
-        return await self._read(_FIND, (_name(revision),))
+        def work(connection: Connection) -> list[_Row]:
+            return cast("list[_Row]", connection.execute(_FIND, (_name(revision),)).fetchall())
+
+        return [_entry(row) for row in await self._database.read(work)]
 
     async def backlog(self) -> Backlog:
         def work(connection: Connection) -> tuple[int, int | None]:
@@ -179,6 +192,12 @@ class SqliteChangeLog(ChangeLog):
 
         entries, oldest = await self._database.read(work)
         return Backlog(entries=entries, oldest=oldest)
+
+    async def identity(self) -> UUID | None:
+        return await kept_identity(self._database)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        return await keep_identity(self._database, identity)
 
     async def check(self) -> None:
         def work(connection: Connection) -> None:
@@ -188,12 +207,6 @@ class SqliteChangeLog(ChangeLog):
 
     async def close(self) -> None:
         await self._database.close()
-
-    async def _read(self, query: str, parameters: _Parameters) -> list[Entry]:
-        def work(connection: Connection) -> list[_Row]:
-            return cast("list[_Row]", connection.execute(query, parameters).fetchall())
-
-        return [_entry(row) for row in await self._database.read(work)]
 
 
 def _record(
@@ -240,7 +253,7 @@ def _entry(row: _Row) -> Entry:
     try:
         revision = Revision.from_storage_path(name.decode(), AS_STORED)
     except (InvalidRequest, UnicodeDecodeError) as error:
-        raise CorruptObject("an entry of the change log names no revision") from error
+        raise CorruptObject(f"an entry of the change log names no revision: {name!r}") from error
     return Entry(
         revision=revision,
         owner=UUID(bytes=owner),

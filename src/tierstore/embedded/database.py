@@ -9,7 +9,9 @@ Guarantees:
 - Several processes may have the file open, also while it is created or migrated. A writer waits its turn by polling
   every half millisecond (SQLite's own busy timeout backs off, and is unfair), for a bounded time.
 - Queues and batches are bounded by `Limits`; what does not fit is refused as `Busy`, and nothing is done for it.
-- Errors of SQLite are translated here, and nowhere else.
+- Errors of SQLite are translated here, and nowhere else. An error that nobody foresaw fails the operations that share
+  a transaction with it, and no others; should a thread end all the same, everything that waits fails, and all that
+  comes later is refused as `Unavailable`, so that a check fails.
 
 A *work* is a function of a connection, run in another thread. It depends on nothing that its own run changes (it may
 be run twice, the first time without effect), it does not begin or end transactions, and its result holds no cursor.
@@ -20,18 +22,23 @@ It does not spread one file over machines (SQLite needs shared memory), and it d
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+import structlog
 
 from tierstore import telemetry
 from tierstore.clock import Clock
 from tierstore.embedded.database_file import Connection, DatabaseFile, Schema
-from tierstore.embedded.sessions import Accepted, Deadline, Outcome, Reader, Shared, Writer
-from tierstore.errors import Busy, Unavailable
+from tierstore.embedded.sessions import Accepted, Deadline, Outcome, Reader, Session, Shared, Writer
+from tierstore.errors import Busy, StorageFull, Unavailable
 from tierstore.limits import Limits
 
 __all__ = ["Connection", "Database", "Schema"]
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -51,6 +58,7 @@ class Database:
         self._reads: Accepted = SimpleQueue()
         self._waiting = 0
         self._closed = False
+        self._failed = False
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._batch_operations = telemetry.database_batch_operations.labels(self._name)
@@ -88,6 +96,14 @@ class Database:
         """
         return await self._accept(self._writes, work, weight)
 
+    def check_room(self, connection: Connection, size: int, reserve_bytes: int) -> None:
+        """Raise `StorageFull` unless ``size`` more bytes leave the reserve free. For a work that writes.
+
+        Others may be faster: no promise.
+        """
+        if reserve_bytes and not self._file.has_room(connection, size, reserve_bytes):
+            raise StorageFull("the database's disk is full")
+
     async def close(self) -> None:
         """Refuse new works, finish the accepted ones, checkpoint unless another process is in the way, let go.
 
@@ -104,6 +120,8 @@ class Database:
     async def _accept(self, accepted: Accepted, work: Callable[[Connection], T], weight: int) -> T:
         if self._closed:
             raise Unavailable(f"the {self._name} database is closed")
+        if self._failed:
+            raise self._out_of_service()
         if self._waiting >= self._queue_max:
             raise Busy(f"too many operations are waiting for the {self._name} database")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -140,7 +158,7 @@ class Database:
         try:
             self._open_sessions(writer, readers)
             for reader in readers:
-                thread = threading.Thread(target=reader.run, name=f"{self._name} reader", daemon=True)
+                thread = threading.Thread(target=self._serve, args=(reader,), name=f"{self._name} reader", daemon=True)
                 thread.start()
                 threads.append(thread)
         except Exception as error:  # noqa: BLE001  # because whoever opens the database gets it
@@ -149,12 +167,38 @@ class Database:
                 self._reads.put(None)
         else:
             self._post(self._report_opened, None)
-            writer.run()
+            self._serve(writer)
         for thread in threads:
             thread.join()
         for session in (*readers, writer):
-            session.disconnect()
+            with suppress(Exception):  # whatever a connection says at its end, whoever closes is waiting
+                session.disconnect()
         self._post(self._ended.set)
+
+    def _serve(self, session: Session) -> None:
+        """A session's thread. When it cannot go on, nothing waits for it in vain; the database is out of service."""
+        try:
+            session.run()
+        except BaseException:
+            self._post(self._fail, session)
+            with suppress(Exception):
+                log.exception("a thread of the database ended", database=self._name)
+
+    def _fail(self, session: Session) -> None:
+        """Refuse what comes from now on, and fail what the session had in hand or would have taken."""
+        self._failed = True
+        failed: list[Outcome] = [(future, None, session.failure()) for future, _, _ in session.in_hand]
+        for _ in range(session.accepted.qsize()):
+            with suppress(Empty):  # another reader was faster
+                operation = session.accepted.get_nowait()
+                if operation is None:
+                    session.accepted.put(None)  # other readers need it
+                else:
+                    failed.append((operation[0], None, self._out_of_service()))
+        self._deliver(failed)
+
+    def _out_of_service(self) -> Unavailable:
+        return Unavailable(f"the {self._name} database has failed, and works again after a restart")
 
     def _open_sessions(self, writer: Writer, readers: list[Reader]) -> None:
         deadline = Deadline(self._clock, self._limits.database_lock_wait_seconds_max)

@@ -24,6 +24,8 @@ Connection = apsw.Connection
 PAGE_BYTES = 4096
 _WAL_BYTES_KEPT = 64 * MIB
 """A longer WAL file is cut back to this when it is begun anew."""
+_AMPLE_BYTES = 1024 * MIB
+"""Free space beyond which nobody counts what the WAL still has to write: it is never so long."""
 _CACHE_KIB = 4096
 """Page cache of one connection. Small, because the operating system's cache is behind it."""
 _STATEMENTS_KEPT = 64
@@ -85,6 +87,7 @@ class DatabaseFile:
     def __init__(self, path: Path, schema: Schema) -> None:
         self.schema = schema
         self._path = path.absolute()
+        self._path_text = str(self._path)
 
     def create(self) -> None:
         """Make the file, readable and writable for the owner alone, and its directories, unless they are there."""
@@ -159,6 +162,23 @@ class DatabaseFile:
             )
         return int(applied)
 
+    def has_room(self, connection: Connection, size: int, reserve_bytes: int) -> bool:
+        """Whether ``size`` more bytes leave the reserve free on the file's disk. Within a transaction.
+
+        What they need is counted twice: pages are written to the WAL, and then to the file. So are the pages that the
+        file is short of, because they are in the WAL or still to be committed: copying them must stay possible. Pages
+        that are free within the file make it no longer; then half of the reserve is enough, for the WAL.
+        """
+        space = os.statvfs(self._path_text)
+        free = space.f_bavail * space.f_frsize
+        if free >= _AMPLE_BYTES + reserve_bytes + 2 * size:
+            return True
+        short = max(0, _count(connection, "PRAGMA page_count") * PAGE_BYTES - self._path.stat().st_size)
+        spare = free - 2 * short
+        if spare >= reserve_bytes + 2 * size:
+            return True
+        return spare >= reserve_bytes // 2 and _count(connection, "PRAGMA freelist_count") * PAGE_BYTES >= 2 * size
+
     def __str__(self) -> str:
         return f"the {self.schema.name} database {self._path}"
 
@@ -169,6 +189,10 @@ class DatabaseFile:
             yield
         except (OSError, ValueError, apsw.Error) as error:
             raise StartupError(f"{self} cannot be opened: {_startup_reason(error)}") from error
+
+
+def _count(connection: Connection, statement: str) -> int:
+    return int(str(connection.execute(statement).get))
 
 
 def _startup_reason(error: OSError | ValueError | apsw.Error) -> str:

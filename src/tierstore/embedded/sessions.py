@@ -2,22 +2,30 @@
 
 Each serves a queue of operations (a future, a work, its weight) with a connection of its own, replaces that connection
 when it is in doubt, and hands the outcomes of a batch over together. Blocking; never on the event loop.
+
+An error that nobody foresaw ends a batch, not the thread: its operations fail, the error is logged, the connection is
+replaced.
 """
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import apsw
+import structlog
 from prometheus_client import Histogram
 
 from tierstore.clock import Clock
 from tierstore.embedded.database_file import IN_THE_WAY, PAGE_BYTES, Connection, DatabaseFile, translated
-from tierstore.errors import OutcomeUnknown, StorageFull
+from tierstore.errors import Broken, OutcomeUnknown, StorageFull
 from tierstore.limits import Limits
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -69,15 +77,64 @@ class Shared:
     deliver: Callable[[list[Outcome]], None]
 
 
-class Session:
+class Session(ABC):
     """A connection of one thread, replaced when it is in doubt, and the queue that the thread serves."""
 
     def __init__(self, shared: Shared, accepted: Accepted) -> None:
         self._shared = shared
         self._limits = shared.limits
         self._deliver = shared.deliver
-        self._accepted = accepted
         self._connection: Connection | None = None
+        self._committing = False
+        """Whether some operation in hand may have been committed."""
+        self.accepted = accepted
+        self.in_hand: list[Operation] = []
+        """Operations that were taken from the queue and have no outcome yet."""
+
+    def run(self) -> None:
+        """Serve the queue until its end. Raises only when not even the failure of a batch can be told."""
+        more = True
+        while more:
+            more = self._next_batch()
+            if self.in_hand:
+                self._serve(self.in_hand)
+                self.in_hand = []
+
+    @abstractmethod
+    def _next_batch(self) -> bool:
+        """Wait for operations, and take some of them in hand. Returns whether there will be more."""
+
+    @abstractmethod
+    def _outcomes(self, batch: list[Operation]) -> list[Outcome]:
+        """Run the operations of a batch."""
+
+    @abstractmethod
+    def _look_after(self) -> None:
+        """Do what can be done when the outcomes of a batch have been delivered."""
+
+    def _serve(self, batch: list[Operation]) -> None:
+        self._committing = False
+        try:
+            self._deliver(self._outcomes(batch))
+        except BaseException as error:  # noqa: BLE001  # because the next batch may fare better
+            self._note("a batch of operations failed", error)
+            self._deliver([(future, None, self.failure()) for future, _, _ in batch])
+        try:
+            self._look_after()
+        except BaseException as error:  # noqa: BLE001  # because everybody has had their answer
+            self._note("a checkpoint failed", error)
+
+    def failure(self) -> Exception:
+        """What an operation in hand fails with when nothing better is known."""
+        text = "the database failed in a way that was not foreseen"
+        return OutcomeUnknown(text) if self._committing else Broken(text)
+
+    def _note(self, event: str, error: BaseException) -> None:
+        """Log what was not foreseen, if that can be done, and have the next operation begin with a new connection."""
+        with suppress(Exception):
+            log.error(event, database=self._shared.file.schema.name, exc_info=error)
+        with suppress(Exception):
+            self.disconnect()
 
     def connect(self) -> Connection:
         """The connection, opened if there is none."""
@@ -125,26 +182,27 @@ class Writer(Session):
 
     def run(self) -> None:
         """Serve the queue until its end, then checkpoint, if nobody is in the way."""
-        more = True
-        while more:
-            batch, more = self._next_batch()
-            if batch:
-                self._deliver(self._commit(batch, self._deadline()))
-                self._checkpoint_if_due()
+        super().run()
         self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
-    def _next_batch(self) -> tuple[list[Operation], bool]:
-        batch: list[Operation] = []
+    def _next_batch(self) -> bool:
+        batch = self.in_hand
         weight = 0
-        operation = self._accepted.get()
+        operation = self.accepted.get()
         while operation is not None:
             batch.append(operation)
             weight += operation[2]
             full = len(batch) >= self._limits.database_batch_max or weight >= self._limits.database_batch_bytes_max
-            if full or self._accepted.empty():  # nobody else takes from this queue
-                return batch, True
-            operation = self._accepted.get()
-        return batch, False
+            if full or self.accepted.empty():  # nobody else takes from this queue
+                return True
+            operation = self.accepted.get()
+        return False
+
+    def _outcomes(self, batch: list[Operation]) -> list[Outcome]:
+        return self._commit(batch, self._deadline())
+
+    def _look_after(self) -> None:
+        self._checkpoint_if_due()
 
     def _commit(self, batch: list[Operation], deadline: Deadline, *, room_made: bool = False) -> list[Outcome]:
         """Run the batch in one transaction. If that fails before the commit, run each operation in its own."""
@@ -152,10 +210,12 @@ class Writer(Session):
         try:
             connection = deadline.patiently(self._begin)
             outcomes: list[Outcome] = [(future, work(connection), None) for future, work, _ in batch]
-            committing = True
+            committing = self._committing = True
             connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001  # because each caller gets its own error, whatever it is
             failure = translated(error, committing=committing)
+            # A work that found too little room gets what the WAL takes; on a full disk, the WAL keeps what it has.
+            mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if failure is error else apsw.SQLITE_CHECKPOINT_PASSIVE
             self._end_transaction("ROLLBACK")
         else:
             self._end_transaction("ROLLBACK")
@@ -165,7 +225,7 @@ class Writer(Session):
             return [(future, None, OutcomeUnknown(str(failure))) for future, _, _ in batch]
         full = isinstance(failure, StorageFull)
         if full and not room_made:  # a checkpoint lets the WAL be overwritten from its beginning
-            self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._checkpoint(mode)
         elif len(batch) == 1:
             return [(batch[0][0], None, failure)]
         return [outcome for each in batch for outcome in self._commit([each], deadline, room_made=room_made or full)]
@@ -212,30 +272,23 @@ class Reader(Session):
             super().connect().pragma("query_only", True)
         return super().connect()
 
-    def run(self) -> None:
-        """Serve the queue until its end."""
-        more = True
-        while more:
-            batch, more = self._next_batch()
-            if batch:
-                self._deliver(self._answer(batch))
-
-    def _next_batch(self) -> tuple[list[Operation], bool]:
-        operation = self._accepted.get()
+    def _next_batch(self) -> bool:
+        operation = self.accepted.get()
         if operation is None:
-            return [], False
-        batch = [operation]
+            return False
+        self.in_hand.append(operation)
+        share = self.accepted.qsize() // self._readers  # the other readers get theirs
         try:
-            for _ in range(self._accepted.qsize() // self._readers):  # the other readers get their share
-                operation = self._accepted.get_nowait()
+            for _ in range(min(share, self._limits.database_read_batch_max - 1)):
+                operation = self.accepted.get_nowait()
                 if operation is None:
-                    return batch, False
-                batch.append(operation)
+                    return False
+                self.in_hand.append(operation)
         except Empty:  # another reader was faster
-            return batch, True
-        return batch, True
+            return True
+        return True
 
-    def _answer(self, batch: list[Operation]) -> list[Outcome]:
+    def _outcomes(self, batch: list[Operation]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for future, work, _ in batch:
             try:
@@ -245,6 +298,9 @@ class Reader(Session):
                 self._end_transaction("ROLLBACK")
         self._end_transaction("COMMIT")
         return outcomes
+
+    def _look_after(self) -> None:
+        """Nothing is left to do: the snapshot ended before its outcomes were delivered."""
 
     def _read(self, work: Work) -> Any:
         try:

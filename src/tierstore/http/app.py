@@ -8,6 +8,7 @@ object routes are matched here, on the path as it is on the wire, because Starle
 Does not: compress, redirect, or bound what the HTTP parser holds before it calls (the server's own business).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -74,17 +75,23 @@ class _Application:
             await self._starlette(scope, receive, send)
             return
         clock, limits = self._settings.clock, self._settings.limits
-        exchange = Exchange(scope, receive, send, limits=limits, ids=self._settings.ids, started=clock.monotonic())
+        exchange = Exchange(scope, receive, send, limits=limits, ids=self._settings.ids, clock=clock)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         try:
             await self._serve(exchange, scope, receive)
         except Exception as error:  # noqa: BLE001  # because every failure is answered and logged in one place
             await _answer(error, exchange)
+        except asyncio.CancelledError:
+            # Nobody but the server cancels, when its time to stop is up. It does not wait: nothing is to be raised.
+            await _answer(Unavailable("the server is stopping, and this request took too long"), exchange)
         finally:
             record(exchange, clock.monotonic() - exchange.started)
         await exchange.finish()
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
+        if exchange.refusal is not None:
+            raise exchange.refusal
+        exchange.check_form()
         if exchange.raw_path in _INTERNAL_PATHS:
             exchange.operation, exchange.internal = "internal", True
             await self._starlette(scope, receive, exchange.relay)
@@ -122,8 +129,8 @@ def _check_bounds(exchange: Exchange) -> None:
 async def _answer(error: Exception, exchange: Exchange) -> None:
     """Answer for a request that failed, if there is still somebody to answer.
 
-    When the response has begun, nothing can be said any more: it is left incomplete, and the server closes the
-    connection, so that the client sees fewer bytes than were announced.
+    When the response has begun, nothing can be said any more: it is left incomplete, and the connection is closed, so
+    that the client sees fewer bytes than were announced.
     """
     exchange.error = error
     body = exchange.body
@@ -136,8 +143,13 @@ async def _answer(error: Exception, exchange: Exchange) -> None:
         _log.warning("response cut off", exc_info=error)
     elif isinstance(error, Unavailable) and error.__cause__ is not None:  # what the client is not told
         _log.warning("store failed", error=str(error), cause=repr(error.__cause__))
-    if not exchange.responding:
+    if exchange.responding:
+        exchange.cut_off()
+        return
+    try:
         await exchange.respond(*error_response(error, exchange.request_id))
+    except ClientDisconnected:
+        exchange.status = STATUS_DISCONNECTED
 
 
 async def _http_exception(_request: Request, error: Exception) -> Response:

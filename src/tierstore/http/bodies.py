@@ -1,8 +1,9 @@
 """Request bodies off an ASGI ``receive``.
 
 Guarantees: a `RequestBody` ends normally only when the body is whole: as many bytes as announced, or the end of a
-chunked body; it never hands out more than an object may have; it waits a bounded time for the next bytes. Nothing is
-read, and so a client that sent ``Expect: 100-continue`` is not told to go on, before the first chunk is asked for.
+chunked body; it never hands out more than an object may have; it waits a bounded time for the next bytes, and for all
+of them no longer than their number allows. Nothing is read, and so a client that sent ``Expect: 100-continue`` is not
+told to go on, before the first chunk is asked for.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 from starlette.types import Receive
 
+from tierstore.clock import Clock
 from tierstore.errors import ClientDisconnected, IncompleteBody, InvalidRequest, NotOffered, ObjectTooLarge
 from tierstore.limits import Limits
 from tierstore.types.streams import Body
@@ -25,12 +27,9 @@ def announces_body(fields: Mapping[bytes, bytes]) -> bool:
 def announced_size(fields: Mapping[bytes, bytes]) -> int | None:
     """The body's length in bytes by these header fields; None when it is sent in chunks.
 
-    Raises `InvalidRequest` for a malformed length, and for a body behind an upgrade of the connection: the HTTP parser
-    takes what follows such a request for another protocol, so its body would look empty. Raises `NotOffered` for a
-    transfer coding other than chunked (RFC 9112, section 6.1).
+    Raises `InvalidRequest` for a malformed length, and `NotOffered` for a transfer coding other than chunked (RFC 9112,
+    section 6.1).
     """
-    if b"upgrade" in fields and announces_body(fields):
-        raise InvalidRequest("connections are not upgraded here; send a body without the upgrade header")
     coding = fields.get(b"transfer-encoding")
     if coding is not None:
         if coding.strip().lower() != b"chunked":
@@ -49,17 +48,19 @@ class RequestBody(Body):
     have.
     """
 
-    def __init__(self, receive: Receive, size: int | None, limits: Limits) -> None:
+    def __init__(self, receive: Receive, size: int | None, limits: Limits, clock: Clock) -> None:
         if size is not None and size > limits.object_bytes_max:
             raise _too_large(limits)
         self._receive = receive
         self._limits = limits
+        self._clock = clock
         self.size = size
         self.received = 0
         """Bytes read so far."""
         self.disconnected = False
         """Whether the caller went away before the body was whole."""
         self.complete = size == 0
+        self._seconds_waited = 0.0
 
     async def __anext__(self) -> bytes:
         while not self.complete:
@@ -69,12 +70,14 @@ class RequestBody(Body):
         raise StopAsyncIteration
 
     async def _next(self) -> bytes:
+        asked = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._limits.client_stall_seconds_max):
                 message = await self._receive()
         except TimeoutError:
             seconds = self._limits.client_stall_seconds_max
             raise IncompleteBody(f"no byte of the body came for {seconds:g} seconds") from None
+        self._seconds_waited += self._clock.monotonic() - asked
         if message["type"] == "http.disconnect":
             self.disconnected = True
             if self.size is None:
@@ -84,11 +87,21 @@ class RequestBody(Body):
         self.received += len(chunk)
         if self.received > self._limits.object_bytes_max:
             raise _too_large(self._limits)
+        self._check_rate()
         if not message.get("more_body", False):
             if self.size is not None and self.received != self.size:
                 raise self._incomplete(self.size)
             self.complete = True
         return chunk
+
+    def _check_rate(self) -> None:
+        """Raise `IncompleteBody` for a client that keeps a request under way with a byte now and then.
+
+        Only waiting counts, and not what the store takes.
+        """
+        rate = self._limits.body_bytes_per_second_min
+        if self.received < rate * (self._seconds_waited - self._limits.client_stall_seconds_max):
+            raise IncompleteBody(f"the body comes at less than {rate} bytes a second")
 
     def _incomplete(self, size: int) -> IncompleteBody:
         return IncompleteBody(f"the body ended after {self.received} of {size} announced bytes")

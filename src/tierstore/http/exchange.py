@@ -2,7 +2,8 @@
 
 Guarantees: every response carries the request's id; a connection on which much of a request body is left unread is
 closed, and in a way that lets the client see the response first (RFC 9112, section 9.6); ``status`` and ``bytes_out``
-tell what was sent. Does not: know what is served.
+tell what was sent; sending ends, with `ClientDisconnected`, when the client has gone or takes too little (the bounds
+are `tierstore.http.connection`'s). Does not: know what is served, or work on another server's connections.
 """
 
 import asyncio
@@ -10,13 +11,19 @@ import re
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tierstore.errors import ClientDisconnected
+from tierstore.clock import Clock
+from tierstore.errors import ClientDisconnected, InvalidRequest, LengthRequired
 from tierstore.http.bodies import RequestBody, announced_size, announces_body
+from tierstore.http.connection import EXTENSION, REFUSAL, BoundedConnection
 from tierstore.http.parsing import Address
 from tierstore.http.responses import Headers
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.types.objects import Tier
+
+_SINGLE = (b"host", b"range", b"content-range", b"content-length", b"expect")
+"""Header fields that have one value, and mean something else to each reader when they are repeated."""
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
@@ -28,6 +35,9 @@ class Exchange:
     """
 
     __slots__ = (
+        "_clock",
+        "_connection",
+        "_http_version",
         "_linger",
         "_receive",
         "_send",
@@ -43,6 +53,7 @@ class Exchange:
         "operation",
         "query",
         "raw_path",
+        "refusal",
         "request_id",
         "responding",
         "started",
@@ -51,20 +62,26 @@ class Exchange:
     )
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, limits: Limits, ids: IdSource, started: float
+        self, scope: Scope, receive: Receive, send: Send, *, limits: Limits, ids: IdSource, clock: Clock
     ) -> None:
         self._receive = receive
         self._send = send
-        self._linger = False
+        extensions = scope["extensions"]
+        self._connection: BoundedConnection = extensions[EXTENSION]
+        self.refusal: Exception | None = extensions.get(REFUSAL)
+        """Why it is no request at all, if the server's parser says so."""
+        self._http_version: str = scope["http_version"]
+        self._linger = self.refusal is not None
         self.limits = limits
-        self.started = started
+        self._clock = clock
+        self.started = clock.monotonic()
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         """The path as on the wire, percent-encoded."""
         self.query: bytes = scope["query_string"]
         self.headers: Headers = scope["headers"]
         self.fields: dict[bytes, bytes] = dict(self.headers)
-        """The headers by name; of a repeated one the last."""
+        """The headers by name; of a repeated one the last. `check_form` refuses repetition where it matters."""
         self.request_id = _request_id(self.fields.get(b"x-request-id"), ids)
         self.body: RequestBody | None = None
         self.responding = False
@@ -80,38 +97,71 @@ class Exchange:
         self.tier: Tier | None = None
         self.error: BaseException | None = None
 
+    def check_form(self) -> None:
+        """Raise `InvalidRequest` for a missing host (RFC 9112, section 3.2), and for what may not be repeated."""
+        fields = self.fields
+        if b"host" not in fields and self._http_version == "1.1":
+            raise InvalidRequest("an HTTP/1.1 request has a host header")
+        if len(fields) == len(self.headers):
+            return
+        names = [name for name, _ in self.headers]
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"the header {name.decode()} is given more than once")
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings:  # of one list, wherever it is split
+            fields[b"transfer-encoding"] = b", ".join(codings)
+
     def open_body(self) -> RequestBody:
-        """The request's body, to be read once. Raises `InvalidRequest` and `ObjectTooLarge` before anything is read."""
-        self.body = RequestBody(self._receive, announced_size(self.fields), self.limits)
+        """The request's body, to be read once.
+
+        Raises `InvalidRequest`, `LengthRequired`, `NotOffered` and `ObjectTooLarge` before anything is read. Reading
+        raises what the server's parser finds wrong with the body, too.
+        """
+        if self._http_version == "1.0" and not any(name in self.fields for name in _FRAMING):
+            raise LengthRequired("an HTTP/1.0 request with a body has a content-length")
+        self.body = RequestBody(self._receive_body, announced_size(self.fields), self.limits, self._clock)
         return self.body
 
+    async def _receive_body(self) -> Message:
+        message = await self._receive()
+        if self._connection.body_error is not None:
+            raise self._connection.body_error
+        return message
+
     async def respond(self, status: int, headers: Headers, payload: bytes = b"") -> None:
-        """Send a whole response. ``headers`` is added to."""
-        if self._body_left():
+        """Send a whole response. ``headers`` is added to. Raises `ClientDisconnected`."""
+        if self._linger or self._body_left():
             self._linger = True
             headers.append((b"connection", b"close"))
         await self.start(status, headers)
-        await self._send({"type": "http.response.body", "body": payload, "more_body": self._linger})
+        await self._send_body(payload, more=self._linger)
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Send the head of a response; `write` sends its payload. ``headers`` is added to."""
+        """Send the head of a response; `write` sends its payload.
+
+        ``headers`` is added to. Raises `ClientDisconnected`.
+        """
         headers.append((b"x-request-id", self.request_id.encode()))
         self.responding = True
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if self._connection.lost:
+            raise ClientDisconnected("the caller went away before the response")
 
     async def write(self, chunk: bytes, *, last: bool) -> None:
-        """Send a chunk of an object's payload.
-
-        Raises `ClientDisconnected` when the client has taken nothing for too long. Otherwise a client that has gone
-        goes unnoticed here, by ASGI's rules: `until_disconnected` notices.
-        """
-        try:
-            async with asyncio.timeout(self.limits.client_stall_seconds_max):
-                await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
-        except TimeoutError:
-            raise ClientDisconnected("the caller has stopped reading the response") from None
+        """Send a chunk of an object's payload. Raises `ClientDisconnected`."""
+        await self._send_body(chunk, more=not last)
         self.bytes_out += len(chunk)
+
+    async def _send_body(self, chunk: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+        if self._connection.lost:
+            raise ClientDisconnected("the caller went away, or stopped reading, before the response had ended")
+
+    def cut_off(self) -> None:
+        """End a response that has begun and cannot be whole: its connection is closed."""
+        self._connection.cut_off()
 
     async def until_disconnected(self) -> None:
         """Return once the caller has gone. What is left of the request's body is thrown away."""
@@ -157,7 +207,7 @@ class Exchange:
         elif not announces_body(self.fields):
             return False
         length = self.fields.get(b"content-length", b"")
-        if not length.isdigit() or b"expect" in self.fields or b"upgrade" in self.fields:
+        if not length.isdigit() or b"expect" in self.fields:
             return True
         received = 0 if self.body is None else self.body.received
         return int(length) - received > self.limits.unread_body_bytes_max

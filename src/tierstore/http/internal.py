@@ -93,11 +93,22 @@ def _not_ready(why: str) -> Response:
 
 def _kept_metrics() -> bytes:
     """What the process, or with ``PROMETHEUS_MULTIPROC_DIR`` all of them together, have counted. Reads files."""
+    together = CollectorRegistry(auto_describe=False)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    together = CollectorRegistry()
+        together.register(_OfThisProcess())
+        return generate_latest(together)
     MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # because the library leaves it untyped
     return generate_latest(together)
+
+
+class _OfThisProcess(Collector):
+    """What the process has counted: the same as is shown of several, so without what the library adds by itself."""
+
+    def collect(self) -> Iterable[Metric]:
+        for family in REGISTRY.collect():
+            if family.name.startswith("tierstore_"):
+                family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                yield family
 
 
 class _AtScrape(Collector):

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 
 from tierstore.backends.long_term.contract import BlobStream
-from tierstore.errors import ClientDisconnected
+from tierstore.errors import ClientDisconnected, InvalidRequest
 from tierstore.http.exchange import Exchange
 from tierstore.http.parsing import object_path
 from tierstore.http.responses import Headers, json_response
@@ -50,6 +50,8 @@ class ObjectHandlers:
         await exchange.respond(200, *json_response({"key": object_id.key}))
 
     async def _insert(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+        if b"content-range" in exchange.fields:  # RFC 9110, section 14.5
+            raise InvalidRequest("an object is written as a whole, and never a range of it")
         metadata = metadata_from_headers(exchange.headers, exchange.limits)
         exchange.tier = await service.put(object_id, metadata, exchange.open_body())
 

@@ -20,6 +20,7 @@ _NOT_OFFERED_FAMILIES = {
     b"multipart:parts": "multipart uploads",
     b"multipart:complete": "multipart uploads",
 }
+_CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-unmodified-since"})
 _FAMILY_PREFIX = OBJECTS_PREFIX[:-1] + b":"
 _OPERATIONS = {"GET": "get", "HEAD": "head", "PUT": "put", "POST": "put", "DELETE": "delete", "PATCH": "extend"}
 
@@ -47,7 +48,7 @@ class ObjectRoutes:
             raise MethodNotAllowed(methods)
         exchange.operation = _OPERATIONS[method]
         service = served.gate.admit(served.service)
-        _refuse_what_is_not_offered(method, exchange.query)
+        _refuse_what_is_not_offered(exchange)
         if address.key is None:
             await self._handlers.post(exchange, service, address.object_id(service.new_key()))
         else:
@@ -62,15 +63,20 @@ class ObjectRoutes:
         raise NotOffered(f"this release does not offer {_NOT_OFFERED_FAMILIES[family]}")
 
 
-def _refuse_what_is_not_offered(method: str, query: bytes) -> None:
+def _refuse_what_is_not_offered(exchange: Exchange) -> None:
     """Raise `NotOffered` for a resumable upload: its client falls back to a plain insert.
 
-    A parameter that changes what a mutation means is never passed over: ``DELETE …?session=`` cancels an upload, and
-    must not delete the object.
+    What changes the meaning of a mutation is never passed over. ``DELETE …?session=`` cancels an upload, and must not
+    delete the object; ``PUT`` with ``If-None-Match: *`` must not replace it (RFC 9110, section 13.1).
     """
+    method, query = exchange.method, exchange.query
     if method == _EXTEND_EXPIRY:
         raise NotOffered("this release does not offer to extend an object's expiry")
-    if not query or method in {"GET", "HEAD"}:
+    if method in {"GET", "HEAD"}:
+        return
+    if not _CONDITIONS.isdisjoint(exchange.fields):
+        raise NotOffered("this release does not offer conditional requests; objects have no validators")
+    if not query:
         return
     parameters = parse_query(query)
     kind = parameters.get("upload_type")

@@ -1,14 +1,14 @@
 """The server process: from a checked configuration to a clean exit.
 
-Start, in this order, so that what can be known to fail fails before anything is served: a directory for the metrics,
-the port, the stores (made and migrated if need be); then serving, in this process or in several
+Start, in this order, so that what can be known to fail fails before anything is served: a place for the metrics, the
+port, the stores (made and migrated if need be); then serving, in this process or in several
 (`tierstore.process.supervisor`).
 
 How it stops is told in `tierstore.process.worker`; the exit code is then 0.
 
-Guarantees: ``PROMETHEUS_MULTIPROC_DIR`` is set before the metrics are first imported, here or in a worker. Nothing but
-the stores outlives the process, and they need no clean end: killing it loses no acknowledged object. (Killed with -9,
-it leaves its directory of metrics behind; the next server on the machine removes it.)
+Guarantees: nothing but the stores outlives the process, and they need no clean end: killing it loses no acknowledged
+object. (Killed with -9, several workers leave their directory of metrics behind; the next server on the machine removes
+it, see `tierstore.process.metrics_directory`.)
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import ipaddress
 import resource
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ from tierstore.clock import SystemClock
 from tierstore.config import Config, Http
 from tierstore.errors import StartupError
 from tierstore.logs import StandardError, configure_logs, logs_for_people
-from tierstore.process.metrics_directory import metrics_directory
+from tierstore.process.metrics_directory import metrics_directory, metrics_in_memory
 from tierstore.process.worker import STOP_SIGNALS, run_worker
 
 _OPEN_FILES_MAX = 65_536
@@ -47,9 +48,11 @@ def serve(config: Config) -> int:
     for stop in STOP_SIGNALS:
         signal.signal(stop, _stop_while_starting)
     _raise_open_files_limit()
-    with metrics_directory(), open_listener(config.http) as listener:
+    metrics = metrics_in_memory() if config.http.workers == 1 else metrics_directory()
+    with metrics, open_listener(config.http) as listener:
         from tierstore.build import check_stores  # noqa: PLC0415  # because it imports the metrics
 
+        _check_links(config)
         check_stores(config)
         host, port = listener.getsockname()[:2]
         started = functools.partial(_announce, config, host, port)
@@ -59,6 +62,30 @@ def serve(config: Config) -> int:
         from tierstore.process.supervisor import Supervisor  # noqa: PLC0415  # because it is for several workers only
 
         return Supervisor(config, listener, started, SystemClock()).run()
+
+
+def _check_links(config: Config) -> None:
+    """Raise `StartupError` if a store would be below a symbolic link that leads nowhere.
+
+    Nothing can be made there, and the system's own words for it, "file exists", say the contrary of what is wrong.
+    """
+    for store in (config.high_volume_path, config.change_log_path, config.long_term_path):
+        for path in (store, *store.parents):
+            with contextlib.suppress(OSError):  # then the store says why it cannot be opened
+                if path.is_symlink() and (reason := _nowhere(path)):
+                    raise StartupError(f"{path} is a symbolic link to {path.readlink()}, {reason}")
+
+
+def _nowhere(link: Path) -> str | None:
+    """Why a symbolic link leads nowhere, and what to do about it; None if it leads somewhere."""
+    try:
+        link.stat()
+    except FileNotFoundError:
+        return "which does not exist; make it, or remove the link"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "which leads back to it; choose a directory"
+    return None
 
 
 def open_listener(http: Http) -> socket.socket:
@@ -108,6 +135,14 @@ def _announce(config: Config, host: str, port: int) -> None:
         auth="enforced" if config.auth.enforce else "off",
         version=tierstore.__version__,
     )
+    grace, deadline = config.sweeper.grace, config.tiering.operation_deadline
+    if grace < deadline:
+        log.warning(
+            "slow uploads may be given up early",
+            reason="sweeper.grace is shorter than tiering.operation_deadline",
+            sweeper_grace_seconds=grace,
+            operation_deadline_seconds=deadline,
+        )
     if config.auth.enforce:
         log.warning("requests for objects are refused: auth is enforced and no key is configured; see --no-auth")
     elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:

@@ -28,12 +28,12 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import structlog
-from prometheus_client.multiprocess import mark_process_dead
 
 from tierstore.clock import Clock
 from tierstore.config import Config, limits_from
 from tierstore.errors import StartupError
 from tierstore.logs import configure_logs
+from tierstore.process.metrics_directory import allocate_metrics, retire_metrics
 from tierstore.process.worker import EXIT_FORCED, STOP_SIGNALS, run_worker
 
 _RESTART_SECONDS_MIN = 0.1
@@ -62,6 +62,7 @@ def work(config: Config, listener: socket.socket, started: Connection) -> None:
             started.send_bytes(b"serving")
 
     try:
+        allocate_metrics()
         run_worker(config, listener, report_started, parent.sentinel if parent else None)
     except StartupError as error:
         log.error("this worker could not start", reason=str(error))  # noqa: TRY400  # because the sentence says it all
@@ -188,7 +189,8 @@ class Supervisor:
             self._workers.remove(worker)
             worker.started.close()
             worker.process.close()
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # because the library leaves it untyped
+            if pid is not None:
+                retire_metrics(pid)
             if self._stopping:
                 log.info("worker ended", worker_pid=pid, exit_code=exit_code)
                 self._exit_code = self._exit_code or int(exit_code != 0)

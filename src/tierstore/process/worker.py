@@ -23,7 +23,6 @@ from tierstore.clock import Clock, SystemClock
 from tierstore.config import Config
 from tierstore.errors import StartupError
 from tierstore.http.connection import BoundedConnection
-from tierstore.process.metrics_directory import remove_metrics_directory
 
 EXIT_FORCED: Final = 128 + signal.SIGINT
 """The exit code after a second SIGINT."""
@@ -145,5 +144,4 @@ class DrainingServer(uvicorn.Server):
 
 def _exit_at_once() -> NoReturn:
     """End without waiting for anything, be it a thread that hangs; the stores are as safe as after a crash."""
-    remove_metrics_directory()
     os._exit(EXIT_FORCED)

@@ -20,6 +20,7 @@ from tierstore.backends.high_volume.contract import (
     Inline,
     Row,
     RowHead,
+    Tombstone,
     TombstoneRow,
 )
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
@@ -208,14 +209,30 @@ class FaultyHighVolume(HighVolumeBackend):
         expires: UnixMicros | None,
         *,
         if_expired_by: UnixMicros | None = None,
+        not_after: UnixMicros | None = None,
     ) -> Version | None:
         return await self._around(
             "high_volume.compare_and_write",
-            lambda: self._inner.compare_and_write(object_id, expected, content, expires, if_expired_by=if_expired_by),
+            lambda: self._inner.compare_and_write(
+                object_id, expected, content, expires, if_expired_by=if_expired_by, not_after=not_after
+            ),
         )
 
-    async def fence(self, object_id: ObjectId, expected: Version | None) -> Version | None:
-        return await self._around("high_volume.fence", lambda: self._inner.fence(object_id, expected))
+    async def point(
+        self,
+        object_id: ObjectId,
+        base: RowHead | None,
+        content: Tombstone,
+        expires: UnixMicros | None,
+        *,
+        not_after: UnixMicros,
+    ) -> bool:
+        return await self._around(
+            "high_volume.point", lambda: self._inner.point(object_id, base, content, expires, not_after=not_after)
+        )
+
+    async def fence(self, object_id: ObjectId) -> RowHead:
+        return await self._around("high_volume.fence", lambda: self._inner.fence(object_id))
 
     async def extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> bool:
         return await self._around("high_volume.extend", lambda: self._inner.extend(object_id, version, expires))
@@ -229,6 +246,12 @@ class FaultyHighVolume(HighVolumeBackend):
     async def remove_markers(self, before: UnixMicros, limit: int) -> int:
         return await self._around("high_volume.remove_markers", lambda: self._inner.remove_markers(before, limit))
 
+    async def identity(self) -> UUID | None:
+        return await self._around("high_volume.identity", self._inner.identity)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        return await self._around("high_volume.adopt", lambda: self._inner.adopt(identity))
+
     async def check(self) -> None:
         await self._around("high_volume.check", self._inner.check)
 
@@ -237,7 +260,9 @@ class FaultyHighVolume(HighVolumeBackend):
 
 
 class FaultyLongTerm(LongTermBackend):
-    """A long-term backend with the script's faults. ``long_term.stream`` is called for each chunk of a read."""
+    """A long-term backend with the script's faults. ``long_term.stream`` is called for each chunk of a read,
+    ``long_term.aclose`` at its end.
+    """
 
     def __init__(self, inner: LongTermBackend, script: FaultScript) -> None:
         self._inner = inner
@@ -262,6 +287,12 @@ class FaultyLongTerm(LongTermBackend):
     async def remove_debris(self) -> int:
         return await self._around("long_term.remove_debris", self._inner.remove_debris)
 
+    async def identity(self) -> UUID | None:
+        return await self._around("long_term.identity", self._inner.identity)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        return await self._around("long_term.adopt", lambda: self._inner.adopt(identity))
+
     async def check(self) -> None:
         await self._around("long_term.check", self._inner.check)
 
@@ -285,7 +316,11 @@ class _FaultyStream(BlobStream):
         return await self._around("long_term.stream", lambda: anext(self._chunks))
 
     async def aclose(self) -> None:
+        await self._around("long_term.aclose", self._close)
+
+    async def _close(self) -> bytes:
         await self._inner.aclose()
+        return b""
 
 
 class FaultyChangeLog(ChangeLog):
@@ -330,6 +365,12 @@ class FaultyChangeLog(ChangeLog):
 
     async def backlog(self) -> Backlog:
         return await self._around("changelog.backlog", self._inner.backlog)
+
+    async def identity(self) -> UUID | None:
+        return await self._around("changelog.identity", self._inner.identity)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        return await self._around("changelog.adopt", lambda: self._inner.adopt(identity))
 
     async def check(self) -> None:
         await self._around("changelog.check", self._inner.check)

@@ -1,11 +1,11 @@
 """The commit protocol: how a row and the blobs it may point to change together, without a shared transaction.
 
-Explored exhaustively by the model in ``docs/protocol.md``; the rule names in brackets are the model's. R is the
-revision that an operation writes, X the one that the row points to (if it is a tombstone), "the log" the change log.
-Arms of a step: *done*, *lost* (a race), *error*, *cancelled* (the task ended; the process may as well have died).
+What each rule in brackets prevents is in ``docs/protocol.md``. R is the revision that an operation writes, X the one
+that the row points to (if it is a tombstone), "the log" the change log. Arms of a step: *done*, *lost* (a race),
+*error*, *cancelled* (the task ended; the process may as well have died).
 
 Large put, `Committer.put_blob`
-    1. Read the row: the base version, and X.
+    1. Read the row: the base, and X.
          error, cancelled: nothing has been touched.
     2. Record (R, me, new) and (X, me, old) together [record-old].
          error, cancelled: an entry may be there; the sweeper finds nothing to delete and forgets it.
@@ -14,23 +14,25 @@ Large put, `Committer.put_blob`
          if it cannot say so, the entries are left to the sweeper, at once.
          cancelled: as with an error of the body: the store lets go of what it had.
          not whole by ``operation_deadline``: the write is given up, as if cancelled [time].
-    4. Compare-and-write the row from the base to tombstone(R) [version-cas]. **Commit point.**
+    4. Point the row to R, if it has not been fenced since the base was read [token] and still points to X, or to none
+       if there is no X [pointer]. Inline writes and deletes that came between are overwritten. **Commit point.**
          done: 5.
-         lost: read the row again, record what it points to now; that fails if a sweeper has condemned (R, me, new)
-         [revalidate], and then this write has been given up. Repeat 4: R is only in our hands, so of several writers
-         the last one to finish wins.
+         lost: read the row again, record what it points to now [record-old]; that fails if a sweeper has condemned
+         (R, me, new) [revalidate], and then this write has been given up. Repeat 4, a bounded number of times: R is
+         only in our hands, so of several writers the last one to finish wins.
          Given up, or error, certain that nothing happened: delete R and forget the entries, as in 3.
          error, outcome unknown: look. The row has R: done. Otherwise nobody can say whether the write still arrives:
          nothing is deleted on a guess, the caller is told to try again, the entries are left to the sweeper, which
          fences the row [fence] before it deletes anything.
-         cancelled: as with an unknown outcome, without the look.
+         cancelled, or any other error: as with an unknown outcome, without the look.
     5. Off the caller's path: delete X, then forget my entries.
          error, cancelled: the sweeper does it.
 
 Small put and delete, `Committer.put_inline` and `Committer.delete`
     1. One blind conditional write. No tombstone there: done; that was the **commit point**.
     2. It met a tombstone X: record (X, me, old).
-    3. Compare-and-write from the version seen to the new content (delete: `Gone` [gone-marker]). **Commit point.**
+    3. Compare-and-write from the version seen [version-cas] to the new content (delete: `Gone` [gone-marker]).
+       **Commit point.**
          done: as 5 above.
          lost: begin again with 1.
          error: the caller is told to try again; the row shows what happened, the entry is left to the sweeper.
@@ -38,7 +40,8 @@ Small put and delete, `Committer.put_inline` and `Committer.delete`
 Settling an expired object, `Committer.settle_expired`
     As a delete from the version and deadline that were seen: an extension that came first wins.
 
-No blob appears and no compare-and-write is sent later than ``operation_deadline`` after the operation began [time]:
+No blob appears and no compare-and-write takes effect later than ``operation_deadline`` after the operation began
+[time]: the store itself looks at the clock when it writes, so that no pause and no suspended machine can come between.
 `Gone` rows remember the version sequence for longer than that, so "the row never existed" cannot be mistaken, and the
 sweeper keeps (R, new) for longer than that, so a blob that appears after its first visit is still in the log.
 """
@@ -73,13 +76,12 @@ from tierstore.errors import (
     InvariantBroken,
     OutcomeUnknown,
     StorageFull,
-    TierstoreError,
     Unavailable,
 )
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
-from tierstore.types.ids import ObjectId, Revision, Version
+from tierstore.types.ids import ObjectId, Revision
 from tierstore.types.metadata import Metadata, deadline
 from tierstore.types.metadata_storage import encode_metadata
 from tierstore.types.streams import Body
@@ -104,6 +106,8 @@ class _Operation:
     owner: UUID
     ends: float
     """On the monotonic clock."""
+    not_after: UnixMicros
+    """The same moment on the wall clock, which goes on while a machine is suspended."""
 
 
 class Committer:
@@ -145,13 +149,15 @@ class Committer:
         )
         try:
             blob = await self._put_in_time(operation, revision, body)
-        except _NO_BLOB_APPEARS:
-            await self._off_path("discard", self._discard(operation, revision))
+        except BaseException as error:
+            await self._abandon(operation, revision, certain=isinstance(error, _NO_BLOB_APPEARS))
             raise
-        except Exception:
-            await self._off_path("expedite", self._expedite(operation))
+        try:
+            await self._commit_blob(operation, revision, base, metadata, blob.size)
+        except BaseException as error:
+            not_committed = isinstance(error, Unavailable) and not isinstance(error, OutcomeUnknown)
+            await self._abandon(operation, revision, certain=not_committed)
             raise
-        await self._commit_blob(operation, revision, base, metadata, blob.size)
 
     async def _put_in_time(self, operation: _Operation, revision: Revision, body: Body) -> BlobInfo:
         """Step 3 of a large put, ended when the operation has to."""
@@ -165,22 +171,21 @@ class Committer:
     async def _commit_blob(
         self, operation: _Operation, revision: Revision, base: RowHead | None, metadata: Metadata, size: int
     ) -> None:
-        """Step 4 of a large put: compare-and-write until it is done, lost for good, or unknown."""
+        """Step 4 of a large put: point the row to the blob until that is done, lost for good, or unknown."""
         object_id = revision.object_id
         for _ in range(self._limits.commit_attempts_max):
             created = self._clock.now()
             tombstone = Tombstone(encode_metadata(metadata, size=size, time_created=created), revision.uuid)
             expires = deadline(metadata.expiration, created)
+            self._check_time(operation)
             try:
-                self._check_deadline(operation)
-                committed = await self._compare_and_write(object_id, base, tombstone, expires)
+                committed = await self._high_volume.point(
+                    object_id, base, tombstone, expires, not_after=operation.not_after
+                )
             except OutcomeUnknown:
                 if not await self._has(revision):
                     raise
                 committed = True
-            except Unavailable:  # certain that nothing happened, and R was never committed
-                await self._off_path("discard", self._discard(operation, revision))
-                raise
             if committed:
                 await self._off_path("clean_up", self._clean_up(operation, pointed_to(object_id, base)))
                 return
@@ -189,9 +194,7 @@ class Committer:
             if not await self._changelog.record_again(
                 operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._grace_end()
             ):
-                await self._off_path("discard", self._discard(operation, revision))
                 raise GivenUp("the write took so long that it was settled as abandoned; try again")
-        await self._off_path("discard", self._discard(operation, revision))
         raise Unavailable("too many concurrent writers of this object; try again")
 
     async def put_inline(self, object_id: ObjectId, metadata: Metadata, payload: bytes) -> None:
@@ -228,20 +231,22 @@ class Committer:
         operation = self._begin()
         old = pointed_to(object_id, row)
         await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
-        for _ in range(self._limits.commit_attempts_max):
-            self._check_deadline(operation)
-            if await self._compare_and_write(object_id, row, content, expires):
-                await self._off_path("clean_up", self._clean_up(operation, old))
-                return
-            self._conflicts[name].inc()
-            row = await blindly()
-            if row is None:
-                await self._off_path("clean_up", self._clean_up(operation, None))
-                return
-            old = pointed_to(object_id, row)
-            await self._changelog.record_again(operation.owner, new=None, old=old, not_before=self._grace_end())
-        await self._off_path("expedite", self._expedite(operation))
-        raise Unavailable("too many concurrent writers of this object; try again")
+        try:
+            for _ in range(self._limits.commit_attempts_max):
+                if await self._compare_and_write(operation, object_id, row, content, expires):
+                    await self._off_path("clean_up", self._clean_up(operation, old))
+                    return
+                self._conflicts[name].inc()
+                row = await blindly()
+                if row is None:
+                    await self._off_path("clean_up", self._clean_up(operation, None))
+                    return
+                old = pointed_to(object_id, row)
+                await self._changelog.record_again(operation.owner, new=None, old=old, not_before=self._grace_end())
+            raise Unavailable("too many concurrent writers of this object; try again")
+        except BaseException:
+            await self._off_path("expedite", self._expedite(operation))
+            raise
 
     async def settle_expired(self, found: FoundRow, by: UnixMicros) -> bool:
         """Turn a row that had expired at ``by`` into `Gone`, and delete its blob. Returns False when it has changed.
@@ -259,7 +264,7 @@ class Committer:
                 operation, old = self._begin(), pointed_to(object_id, row)
                 await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
                 version = await self._high_volume.compare_and_write(
-                    object_id, row.version, Gone(), None, if_expired_by=by
+                    object_id, row.version, Gone(), None, if_expired_by=by, not_after=operation.not_after
                 )
                 await self._clean_up(operation, None if version is None else old)
                 return version is not None
@@ -269,20 +274,33 @@ class Committer:
                 assert_never(row.content)
 
     def _begin(self) -> _Operation:
-        return _Operation(self._ids.uuid(), self._clock.monotonic() + self._limits.operation_deadline_seconds)
+        seconds = self._limits.operation_deadline_seconds
+        return _Operation(self._ids.uuid(), self._clock.monotonic() + seconds, self._in(seconds))
 
     def _grace_end(self) -> UnixMicros:
-        return self._clock.now() + int(self._limits.entry_grace_seconds * MICROS_PER_SECOND)
+        return self._in(self._limits.entry_grace_seconds)
 
-    def _check_deadline(self, operation: _Operation) -> None:
-        if self._clock.monotonic() > operation.ends:
-            raise GivenUp("the write took longer than an operation may; try again")
+    def _in(self, seconds: float) -> UnixMicros:
+        return self._clock.now() + int(seconds * MICROS_PER_SECOND)
 
     async def _compare_and_write(
-        self, object_id: ObjectId, base: RowHead | TombstoneRow | None, content: Content, expires: UnixMicros | None
+        self,
+        operation: _Operation,
+        object_id: ObjectId,
+        base: TombstoneRow,
+        content: Content,
+        expires: UnixMicros | None,
     ) -> bool:
-        expected: Version | None = None if base is None else base.version
-        return await self._high_volume.compare_and_write(object_id, expected, content, expires) is not None
+        self._check_time(operation)
+        version = await self._high_volume.compare_and_write(
+            object_id, base.version, content, expires, not_after=operation.not_after
+        )
+        return version is not None
+
+    def _check_time(self, operation: _Operation) -> None:
+        """Before each try of a commit point. The store looks at the time once more, when it writes."""
+        if self._clock.monotonic() > operation.ends or self._clock.now() > operation.not_after:
+            raise GivenUp("the write took longer than an operation may; try again")
 
     async def _has(self, revision: Revision) -> bool:
         """Whether the row points to ``revision``; False also when nobody can tell."""
@@ -303,6 +321,13 @@ class Committer:
         await self._long_term.delete(revision)
         await self._changelog.forget(operation.owner)
 
+    async def _abandon(self, operation: _Operation, revision: Revision, *, certain: bool) -> None:
+        """Let go of a large put that failed: undo it if it is certain that it cannot take effect any more."""
+        if certain:
+            await self._off_path("discard", self._discard(operation, revision))
+        else:
+            await self._off_path("expedite", self._expedite(operation))
+
     async def _expedite(self, operation: _Operation) -> None:
         """Leave an operation that cannot go on to the sweeper, at once."""
         await self._changelog.expedite(operation.owner, self._clock.now())
@@ -314,5 +339,5 @@ class Committer:
             return
         try:
             await work
-        except TierstoreError as error:
-            log.warning("cleanup left to the sweeper", work=name, error=str(error))
+        except Exception:  # the operation has ended one way or the other, and this must not change its answer
+            log.exception("cleanup left to the sweeper", work=name)

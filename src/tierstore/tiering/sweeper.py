@@ -1,15 +1,14 @@
 """The sweeper: settles what crashes, given-up writes and the clock have left.
 
 It may run under live operations and in any number of processes at once: it can only make an operation fail cleanly,
-never make one lose what it has acknowledged. Time decides only how long it is polite to wait. Its work is bounded, may
-stop anywhere, and begins again.
+never make one lose what it has acknowledged. When it comes is a matter of politeness. Its work is bounded, may stop
+anywhere, and begins again.
 
 Settling an entry of the log whose ``not_before`` has passed (R its revision; arms as in `tierstore.tiering.commit`)
     1. Condemn it: from the state and epoch that were read, for the length of a lease.
          lost: somebody else has it. error, cancelled: nothing has happened, or it is condemned and taken again later.
     2. Fence the row: the same content with a new version, whatever it is ("none" becomes `Gone`). Every
        compare-and-write still under way that is based on an older version dies now [fence].
-         lost: the row has just changed; look and fence again.
          error, cancelled: a fence more or less does no harm.
     3. The row points to R: the blob is kept, the entry forgotten.
     4. Otherwise nobody can commit R any more: delete its blob.
@@ -23,6 +22,7 @@ Besides: expired objects are settled like deletes, markers are removed when they
 long-term store removes the debris of crashed writers.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -35,12 +35,12 @@ from tierstore.backends.long_term.contract import LongTermBackend
 from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.entries import Entry, Role
 from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
-from tierstore.errors import Unavailable
+from tierstore.errors import CorruptObject
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.tasks import for_each
 from tierstore.tiering.commit import Committer, pointed_to
-from tierstore.types.ids import ObjectId
+from tierstore.types.ids import Revision
 
 log = structlog.get_logger(__name__)
 
@@ -70,10 +70,12 @@ class Sweeper:
         self._ids = ids
 
     async def run(self, period_seconds: float) -> None:
-        """Sweep now and then every ``period_seconds`` (spread by up to a fifth), until cancelled.
+        """Sweep soon and then every ``period_seconds`` (spread by up to a fifth), until cancelled.
 
-        A run that fails is logged and counted; the next one begins where it stopped.
+        The first run begins after up to a second, so that the sweepers of several processes do not begin with the same
+        items. A run that fails is logged and counted; the next one begins where it stopped.
         """
+        await self._clock.sleep(self._ids.jitter())
         while True:
             try:
                 await self.run_once()
@@ -83,24 +85,38 @@ class Sweeper:
             await self._clock.sleep(period_seconds * (0.9 + 0.2 * self._ids.jitter()))
 
     async def run_once(self) -> Counter[str]:
-        """Settle everything that is due now; return how many of what. Raises what a store raises when it is listed.
+        """Settle everything that is due now; return how many of what.
 
-        An item that fails is logged, counted as ``error`` and left for a later run.
+        An item that fails is logged, counted as ``error`` and left for a later run. A step that fails (a store that
+        cannot be listed) does not keep the others from running; an `ExceptionGroup` with what they raised comes last.
         """
         begun = self._clock.monotonic()
         results: Counter[str] = Counter()
-        await self._in_batches(self._due, self._settle_entry, results)
-        await self._in_batches(self._expired, self._settle_expired, results)
-        results["marker_removed"] = await self._remove_markers()
-        results["debris_removed"] = await self._long_term.remove_debris()
+        failures: list[Exception] = []
+        for step in (self._sweep_entries, self._sweep_expired, self._remove_markers, self._remove_debris):
+            try:
+                await step(results)
+            except Exception as error:  # noqa: BLE001  # because one step must not keep the sweeper from the others
+                failures.append(error)
         for result, count in results.items():
             telemetry.sweep_results.labels(result).inc(count)
         seconds = self._clock.monotonic() - begun
-        telemetry.sweep_runs.labels("ok").inc()
         telemetry.sweep_seconds.observe(seconds)
-        found = {result: count for result, count in results.items() if count}
-        log.log(_level(found), "sweep", seconds=round(seconds, 3), **found)
-        return +results
+        log.log(logging.INFO if results else logging.DEBUG, "sweep", seconds=round(seconds, 3), **results)
+        if failures:
+            raise ExceptionGroup("steps of a sweep failed", failures)
+        telemetry.sweep_runs.labels("ok").inc()
+        return results
+
+    async def _sweep_entries(self, results: Counter[str]) -> None:
+        await self._in_batches(self._due, self._settle_entry, results)
+
+    async def _sweep_expired(self, results: Counter[str]) -> None:
+        await self._in_batches(self._expired, self._settle_expired, results)
+
+    async def _remove_debris(self, results: Counter[str]) -> None:
+        if removed := await self._long_term.remove_debris():
+            results["debris_removed"] += removed
 
     async def _in_batches(
         self,
@@ -137,12 +153,11 @@ class Sweeper:
         if condemned is None:
             return "lost"
         revision = condemned.revision
-        row = await self._fence(revision.object_id)
-        if row == revision:
+        row = await self._high_volume.fence(revision.object_id)
+        if pointed_to(revision.object_id, row) == revision:
             await self._changelog.forget_condemned(condemned)
             return "kept"
-        stayed_away = condemned.sweeps > 0 and await self._long_term.head(revision) is None
-        if stayed_away:
+        if condemned.sweeps and not await self._is_there(revision):
             await self._changelog.forget_condemned(condemned)
             return "forgotten"
         await self._long_term.delete(revision)
@@ -156,13 +171,11 @@ class Sweeper:
         seconds = self._limits.operation_deadline_seconds + self._limits.sweep_second_visit_seconds
         return max(self._in(self._limits.sweep_second_visit_seconds), entry.recorded + int(seconds * MICROS_PER_SECOND))
 
-    async def _fence(self, object_id: ObjectId) -> object:
-        """Give the row a new version; return the revision that it points to, if any."""
-        for _ in range(self._limits.commit_attempts_max):
-            row = await self._high_volume.head(object_id)
-            if await self._high_volume.fence(object_id, None if row is None else row.version) is not None:
-                return pointed_to(object_id, row)
-        raise Unavailable("the row is being overwritten faster than it can be fenced")
+    async def _is_there(self, revision: Revision) -> bool:
+        try:
+            return await self._long_term.head(revision) is not None
+        except CorruptObject:  # something is, and it has to go
+            return True
 
     async def _expired(self) -> Sequence[FoundRow]:
         return await self._high_volume.expired(self._clock.now(), self._limits.sweep_batch)
@@ -175,20 +188,13 @@ class Sweeper:
             return "error"
         return "expired" if settled else "lost"
 
-    async def _remove_markers(self) -> int:
+    async def _remove_markers(self, results: Counter[str]) -> None:
         before = self._in(-self._limits.marker_retention_seconds)
-        removed = 0
         for _ in range(self._limits.sweep_batches_max):
-            count = await self._high_volume.remove_markers(before, self._limits.sweep_batch)
-            removed += count
-            if count < self._limits.sweep_batch:
-                break
-        return removed
+            if removed := await self._high_volume.remove_markers(before, self._limits.sweep_batch):
+                results["marker_removed"] += removed
+            if removed < self._limits.sweep_batch:
+                return
 
     def _in(self, seconds: float) -> UnixMicros:
         return self._clock.now() + int(seconds * MICROS_PER_SECOND)
-
-
-def _level(found: dict[str, int]) -> int:
-    """The log level of a run: it is worth a line when it did something."""
-    return 20 if found else 10

@@ -33,12 +33,12 @@ from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.commit import Committer
 from tierstore.tiering.objects import OpenObject
-from tierstore.types.ids import ObjectId, Revision, Version
+from tierstore.types.ids import ObjectId, Revision
 from tierstore.types.metadata import Metadata, ObjectInfo, TimeToIdle
 from tierstore.types.metadata_storage import decode_metadata
 from tierstore.types.objects import FoundObject, Tier
 from tierstore.types.ranges import ByteRange, Span, resolve
-from tierstore.types.streams import Body, prefixed
+from tierstore.types.streams import Body
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +64,8 @@ class TieredStore:
         self._limits = limits
         self._clock = clock
         self._cleanup = cleanup
+        self._extending: set[ObjectId] = set()
+        """Objects whose deadline is being moved: accesses at the same time need not do it too."""
 
     async def put(self, object_id: ObjectId, metadata: Metadata, body: Body) -> Tier:
         """Insert or replace the object; return where it went once it is durable and visible.
@@ -75,15 +77,16 @@ class TieredStore:
         if body.size is not None and body.size > inline_max:
             await self._committer.put_blob(object_id, metadata, body)
             return Tier.LONG_TERM
-        head: list[bytes] = []
-        size = 0
+        head = bytearray()
         async for chunk in body:
-            head.append(chunk)
-            size += len(chunk)
-            if size > inline_max:
-                await self._committer.put_blob(object_id, metadata, _Resumed(head, body))
+            if body.complete and not head and len(chunk) <= inline_max:  # the whole body in one piece: no copy
+                await self._committer.put_inline(object_id, metadata, chunk)
+                return Tier.HIGH_VOLUME
+            head += chunk
+            if len(head) > inline_max:
+                await self._committer.put_blob(object_id, metadata, _Resumed(bytes(head), body))
                 return Tier.LONG_TERM
-        await self._committer.put_inline(object_id, metadata, head[0] if len(head) == 1 else b"".join(head))
+        await self._committer.put_inline(object_id, metadata, bytes(head))
         return Tier.HIGH_VOLUME
 
     async def get(self, object_id: ObjectId, byte_range: ByteRange | None) -> OpenObject:
@@ -109,7 +112,7 @@ class TieredStore:
                     raise ObjectNotFound("no such object")
                 case _:
                     assert_never(row.content)
-            self._touch(object_id, row.version, info)
+            self._touch(object_id, row, info)
             return found
         raise Unavailable("the object is being overwritten faster than it can be read; try again")
 
@@ -119,7 +122,7 @@ class TieredStore:
         Raises `ObjectNotFound` and `Unavailable`. Safe to repeat.
         """
         row, info = self._visible(await self._high_volume.head(object_id))
-        self._touch(object_id, row.version, info)
+        self._touch(object_id, row, info)
         return FoundObject(info, Tier.LONG_TERM if isinstance(row.content, Tombstone) else Tier.HIGH_VOLUME)
 
     async def delete(self, object_id: ObjectId) -> None:
@@ -160,7 +163,7 @@ class TieredStore:
             raise ObjectNotFound("no such object")
         return row
 
-    def _touch(self, object_id: ObjectId, version: Version, info: ObjectInfo) -> None:
+    def _touch(self, object_id: ObjectId, row: Row | RowHead, info: ObjectInfo) -> None:
         """Move the deadline of a tti object, off the path, when it has become stale enough."""
         expiration = info.metadata.expiration
         if not isinstance(expiration, TimeToIdle) or info.time_expires is None:
@@ -169,18 +172,36 @@ class TieredStore:
         stale_max = min(expiration.seconds / 4, self._limits.tti_debounce_seconds_max) * MICROS_PER_SECOND
         if fresh - info.time_expires <= stale_max:
             return
+        if object_id in self._extending:  # by an access a moment ago
+            return
         if self._cleanup.full:
             telemetry.deadline_bumps.labels("skipped").inc()
             return
-        self._cleanup.spawn("extend", self._extend(object_id, version, fresh))
+        self._extending.add(object_id)
+        self._cleanup.spawn("extend", self._extend(object_id, row, fresh))
 
-    async def _extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> None:
+    async def _extend(self, object_id: ObjectId, seen: Row | RowHead, expires: UnixMicros) -> None:
+        """Move the deadline; once more if only a sweeper's fence has come between."""
         try:
-            moved = await self._high_volume.extend(object_id, version, expires)
+            moved = await self._high_volume.extend(object_id, seen.version, expires)
+            if not moved:
+                row = await self._high_volume.head(object_id)
+                if row is not None and row.version != seen.version and _is_same(row, seen):
+                    moved = await self._high_volume.extend(object_id, row.version, expires)
         except TierstoreError:
             telemetry.deadline_bumps.labels("failed").inc()
             raise
+        finally:
+            self._extending.discard(object_id)
         telemetry.deadline_bumps.labels("moved" if moved else "lost").inc()
+
+
+def _is_same(row: RowHead, seen: Row | RowHead) -> bool:
+    """Whether two looks at a row saw one write of content, whatever their versions: its metadata has its time."""
+    if isinstance(row.content, Gone) or isinstance(seen.content, Gone):
+        return False
+    same_kind = isinstance(row.content, Tombstone) == isinstance(seen.content, Tombstone)
+    return same_kind and row.content.metadata == seen.content.metadata
 
 
 def _open_inline(info: ObjectInfo, span: Span | None, payload: bytes) -> OpenObject:
@@ -191,12 +212,18 @@ def _open_inline(info: ObjectInfo, span: Span | None, payload: bytes) -> OpenObj
 
 
 class _Resumed(Body):
-    """A body some of whose chunks have been read already."""
+    """A body whose beginning has been read already."""
 
-    def __init__(self, head: list[bytes], body: Body) -> None:
+    def __init__(self, head: bytes, body: Body) -> None:
         self.size = body.size
+        self._head = head
         self._body = body
-        self._chunks = prefixed(head, body)
 
     async def __anext__(self) -> bytes:
-        return await anext(self._chunks)
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        try:
+            return await anext(self._body)
+        finally:
+            self.complete = self._body.complete

@@ -2,7 +2,7 @@
 
 Guarantees: `parse_duration` of what `format_duration` wrote is the same number of seconds. Reading takes any order, any
 spaces, and the short and long unit names; months (30.44 days) and years (365.25 days) have fixed lengths, and ``M`` is
-a month while ``m`` is a minute. Does not: know fractions (``1.5h``) or less than a second.
+a month while ``m`` is a minute. Does not: know fractions (``1.5h``), or keep parts of a second.
 """
 
 import re
@@ -36,9 +36,10 @@ _UNIT_NANOS = {
 
 
 def parse_duration(text: str, limits: Limits) -> int:
-    """Return the whole seconds that ``text`` stands for, at most ``limits.duration_seconds_max``.
+    """Return the seconds that ``text`` stands for, at most ``limits.duration_seconds_max``.
 
-    Parts of a second are accepted where they add up to whole ones (``1500ms 500ms``). Raises `InvalidRequest`.
+    Durations are whole seconds; what is left of one is rounded up, so that nothing expires earlier than it was told
+    to. Raises `InvalidRequest`.
     """
     return check_duration(read_duration(text), limits)
 
@@ -62,10 +63,7 @@ def read_duration(text: str) -> int:
             raise InvalidRequest("a duration is one or more numbers, each with its unit: 30s, 15min or 1d 12h")
         nanos += _term_nanos(*term.groups())
         position = term.end()
-    seconds, rest = divmod(nanos, _NANOS_PER_SECOND)
-    if rest:
-        raise InvalidRequest("a duration is a whole number of seconds")
-    return seconds
+    return -(-nanos // _NANOS_PER_SECOND)
 
 
 def _term_nanos(number: str, unit: str) -> int:

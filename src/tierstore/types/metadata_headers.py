@@ -216,6 +216,8 @@ def _expiration(value: bytes, limits: Limits) -> Expiration:
 
 
 def _read_expiration(value: bytes) -> Expiration:
+    if not value.isascii():
+        raise InvalidRequest("x-sn-expiration holds ASCII only; microseconds are written us")
     text = value.decode("latin-1")
     if text == "manual":
         return MANUAL

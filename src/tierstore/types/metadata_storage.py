@@ -3,8 +3,8 @@
 One byte of format version, a MessagePack array, and a CRC-32 of both (4 bytes, big-endian).
 
 Guarantees: reading what was written gives the same metadata; anything else is `CorruptObject`, never an exception of
-another kind, and never a value that could not have been written. Does not: hold the deadline, which moves while the
-content stays and so lives in the row; or the payload's checksum, which is the store's.
+another kind, and never a value of the wrong type or with names that could not have been written. Does not: hold the
+deadline, which moves while the content stays and so lives in the row; or the payload's checksum, which is the store's.
 """
 
 from typing import Annotated, Literal, assert_never

@@ -12,7 +12,8 @@ from tierstore.errors import InvalidRequest, RangeNotSatisfiable
 
 _ONE_RANGE = re.compile(r"(\d*)-(\d*)")
 _POSITION_DIGITS_MAX = 19
-"""Digits of a position: enough for 2^63 - 1."""
+"""Digits of a position, after leading zeros, that are told apart: enough for 2^63 - 1."""
+_BEYOND_EVERY_OBJECT = 10**_POSITION_DIGITS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ ByteRange = FromStart | Suffix
 def parse_range(header: str) -> ByteRange | None:
     """Parse a ``Range`` header; None means the whole object (several ranges).
 
+    A position may have any number of digits (RFC 9110, section 14.1.1); beyond every object, all of them mean the same.
     Raises `InvalidRequest` for another unit, or for text that is no range. Empty elements of the list do not count
     (RFC 9110, section 5.6.1.2).
     """
@@ -65,15 +67,20 @@ def _parse_one(text: str) -> ByteRange:
     if match is None or not text.isascii():
         raise InvalidRequest("a byte range is written first-last, first- or -length, in decimal digits")
     first, last = match.groups()
-    if max(len(first), len(last)) > _POSITION_DIGITS_MAX:
-        raise InvalidRequest("a byte position has at most 19 digits")
     if first:
-        if last and int(last) < int(first):
+        start, end = _position(first), _position(last) if last else None
+        if end is not None and end < start:
             raise InvalidRequest("a byte range does not end before it starts")
-        return FromStart(int(first), int(last) if last else None)
+        return FromStart(start, end)
     if not last:
         raise InvalidRequest("a byte range is not empty")
-    return Suffix(int(last))
+    return Suffix(_position(last))
+
+
+def _position(digits: str) -> int:
+    """The number, bounded, for Python refuses to convert thousands of digits."""
+    digits = digits.lstrip("0")
+    return _BEYOND_EVERY_OBJECT if len(digits) > _POSITION_DIGITS_MAX else int(digits or "0")
 
 
 def resolve(byte_range: ByteRange, size: int) -> Span:

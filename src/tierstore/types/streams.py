@@ -1,4 +1,4 @@
-"""Streams of bytes: request bodies, and the few things done with async iterators of non-empty chunks."""
+"""Streams of bytes: what a write reads from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -23,12 +23,3 @@ class Body(ABC):
     @abstractmethod
     async def __anext__(self) -> bytes:
         """The next chunk, not empty."""
-
-
-async def prefixed(head: list[bytes], tail: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the chunks of ``head``, letting go of each, then those of ``tail``."""
-    head.reverse()
-    while head:
-        yield head.pop()
-    async for chunk in tail:
-        yield chunk

@@ -182,6 +182,35 @@ async def test_batches_are_bounded(open_database: Open, limits: Limits, weight: 
     assert commits() == (before[0] + 1 + len(expected), before[1] + 11)
 
 
+async def test_read_batches_are_bounded(open_database: Open) -> None:
+    """No more reads than the bound share a snapshot: the first answers do not wait for all that was asked."""
+    database = await open_database(readers=1, limits=Limits(database_read_batch_max=3))
+    held = {number: (threading.Event(), threading.Event()) for number in (0, 4)}
+    delivered: list[int] = []
+
+    async def read(number: int) -> None:
+        def work(_connection: Connection) -> None:
+            if number in held:
+                reached, released = held[number]
+                reached.set()
+                released.wait(WAIT_SECONDS)
+
+        await database.read(work)
+        delivered.append(number)
+
+    reads = [asyncio.ensure_future(read(0))]
+    await until(held[0][0])
+    reads += [asyncio.ensure_future(read(number)) for number in range(1, 10)]
+    await asyncio.sleep(0)
+    held[0][1].set()
+    await until(held[4][0])  # the first of its batch: those before it have been answered
+    await asyncio.gather(*reads[:4])
+    assert delivered == [0, 1, 2, 3]
+    held[4][1].set()
+    await asyncio.gather(*reads)
+    assert delivered == list(range(10))
+
+
 async def test_failures_are_kept_apart(open_database: Open) -> None:
     """Of writes that share a commit, each one that raises fails alone and leaves nothing; the others are done."""
     database = await open_database()

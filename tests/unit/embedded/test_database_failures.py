@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.embedded.conftest import (
     SCHEMA,
@@ -23,6 +26,7 @@ from tests.unit.embedded.conftest import (
     fill,
     put,
     raw,
+    until,
     writer_held,
 )
 from tierstore.clock import SystemClock
@@ -262,6 +266,115 @@ async def test_a_failing_read_is_unavailable(open_database: Open, faulty_disk: F
         assert await database.write(add("it")) == 2
     finally:
         await database.close()
+
+
+# what nobody foresaw
+
+
+class Unspeakable(BaseException):
+    """Cannot even be told."""
+
+    def __repr__(self) -> str:
+        raise MemoryError
+
+
+def unspeakable(_connection: Connection) -> None:
+    """A work that raises what nobody foresaw."""
+    raise Unspeakable
+
+
+class FaultyClock(SystemClock):
+    """Fails when told to, in whatever thread asks."""
+
+    failures = 0
+
+    def monotonic(self) -> float:
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError("no time")
+        return super().monotonic()
+
+
+async def test_threads_survive_what_nobody_foresaw(open_database: Open) -> None:
+    """An unforeseen error fails its batch as `Broken`, is logged, leaves nothing behind, and the next batch runs."""
+    database = await open_database(readers=1)
+    for number in range(3):
+        with capture_logs() as logs:
+            async with writer_held(database):
+                works = [put(f"lost {number}"), unspeakable]
+                writes = [asyncio.ensure_future(database.write(work)) for work in works]
+                await asyncio.sleep(0)
+            results = await asyncio.wait_for(asyncio.gather(*writes, return_exceptions=True), WAIT_SECONDS)
+            assert [type(result) for result in results] == [Broken, Broken]
+            with pytest.raises(Broken):
+                await asyncio.wait_for(database.read(unspeakable), WAIT_SECONDS)
+        assert [line["log_level"] for line in logs] == ["error", "error"]
+        assert await database.write(add("it")) == number + 1
+        assert await database.read(counters) == {"it": number + 1}
+
+
+async def test_a_writer_without_a_clock(path: Path) -> None:
+    """A writer that cannot begin fails what it had in hand, and goes on with the next."""
+    clock = FaultyClock()
+    database = await Database.open(path, SCHEMA, limits=Limits(), clock=clock)
+    try:
+        clock.failures = 1
+        with pytest.raises(Broken):
+            await asyncio.wait_for(database.write(add("it")), WAIT_SECONDS)
+        assert await database.write(add("it")) == 1
+    finally:
+        await database.close()
+
+
+async def test_outcomes_that_cannot_be_delivered(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the outcomes of a committed batch are lost on their way, its callers learn that the outcome is unknown."""
+    database = await open_database()
+    loop = asyncio.get_running_loop()
+    failures = [MemoryError()]
+    post = loop.call_soon_threadsafe
+
+    def fail_once(*arguments: Any, **options: Any) -> asyncio.Handle:
+        if failures and threading.current_thread().name.endswith(" writer"):
+            raise failures.pop()
+        return post(*arguments, **options)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", fail_once)
+    with pytest.raises(OutcomeUnknown):
+        await asyncio.wait_for(database.write(add("it")), WAIT_SECONDS)
+    assert await database.write(add("it")) == 2
+
+
+@pytest.mark.parametrize("kind", ["writer", "reader"])
+async def test_a_thread_that_ends(open_database: Open, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """When a thread cannot go on, what waits fails, later calls are refused (so a check fails), and closing ends."""
+    database = await open_database(readers=1)
+    loop = asyncio.get_running_loop()
+    failures = [MemoryError(), MemoryError()]
+    reached, released = threading.Event(), threading.Event()
+    post = loop.call_soon_threadsafe
+
+    def fail_twice(*arguments: Any, **options: Any) -> asyncio.Handle:
+        if failures and threading.current_thread().name.endswith(f" {kind}"):
+            raise failures.pop()
+        return post(*arguments, **options)
+
+    def hold(_connection: Connection) -> None:
+        reached.set()
+        released.wait(WAIT_SECONDS)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", fail_twice)
+    operation = database.write if kind == "writer" else database.read
+    held = asyncio.ensure_future(operation(hold))
+    await until(reached)
+    waiting = [asyncio.ensure_future(operation(counters)) for _ in range(5)]
+    await asyncio.sleep(0)
+    released.set()
+    results = await asyncio.wait_for(asyncio.gather(held, *waiting, return_exceptions=True), WAIT_SECONDS)
+    assert [type(result) for result in results] == [OutcomeUnknown if kind == "writer" else Broken] + [Unavailable] * 5
+    for refused in (database.read(counters), database.write(add("it"))):
+        with pytest.raises(Unavailable, match="restart"):
+            await refused
+    await asyncio.wait_for(asyncio.gather(database.close(), database.close()), WAIT_SECONDS)
 
 
 # migrations

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id, open_world, payload_of
+from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, object_id, open_world, payload_of
 from tierstore.errors import Busy, ObjectNotFound, Unavailable
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
@@ -44,8 +44,8 @@ async def test_operations_pass_through() -> None:
         (SMALL, "high_volume.put_inline", False),
         (SMALL, "high_volume.put_inline", True),
         (LARGE, "long_term.put", True),
-        (LARGE, "high_volume.compare_and_write", False),
-        (LARGE, "high_volume.compare_and_write", True),
+        (LARGE, POINT, False),
+        (LARGE, POINT, True),
     ],
 )
 async def test_a_write_that_has_arrived_ends_without_its_caller(payload: bytes, call: str, after_effect: bool) -> None:
@@ -105,7 +105,7 @@ async def test_a_failure_that_nobody_waits_for_is_reported() -> None:
         service, mutations, reported = _service(world)
         pause = Pause(after_effect=True)
         world.script.at("long_term.put", pause)
-        world.script.at("high_volume.compare_and_write", FailBefore(Unavailable("scripted")))
+        world.script.at(POINT, FailBefore(Unavailable("scripted")))
         caller = asyncio.create_task(service.put(object_id("k"), Metadata(), BytesBody(LARGE)))
         await pause.reached.wait()
         caller.cancel()

@@ -16,6 +16,7 @@ MEANING = {
     "high_volume.put_inline": "blind write of the row",
     "high_volume.delete_inline": "blind delete of the row",
     "high_volume.compare_and_write": "compare-and-write the row",
+    "high_volume.point": "point the row to the blob",
     "high_volume.expired": "list what has expired",
     "high_volume.remove_markers": "remove old markers",
     "changelog.record": "record in the change log",

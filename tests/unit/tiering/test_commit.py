@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.tiering.world import LARGE, SMALL, BytesBody, object_id, open_world
+from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, commit_point, object_id, open_world
 from tierstore.errors import GivenUp, InvariantBroken, OutcomeUnknown, StorageFull, Unavailable
 from tierstore.limits import Limits
-from tierstore.testing.faults import Answer, ArriveLate, FailBefore, Interpose, LoseReply, Pause
+from tierstore.testing.faults import Answer, ArriveLate, Crash, Effect, FailBefore, Interpose, LoseReply, Pause
 from tierstore.types.metadata import Metadata, TimeToIdle, TimeToLive
 from tierstore.types.streams import Body
 
@@ -27,7 +27,7 @@ async def test_both_revisions_are_recorded_before_anything_is_written() -> None:
             "high_volume.head",
             "changelog.record",
             "long_term.put",
-            "high_volume.compare_and_write",
+            POINT,
             "long_term.delete",
             "changelog.forget",
         ]
@@ -56,8 +56,9 @@ async def test_a_writer_that_is_overtaken_commits_on_top(mine: bytes | None, oth
             await (world.delete("k") if other is None else world.put("k", other))
             await world.drain()
 
-        world.script.at("high_volume.compare_and_write", Interpose(overtake))
+        world.script.at(commit_point(mine), Interpose(overtake))
         await (world.delete("k") if mine is None else world.put("k", mine))
+        assert world.script.unused == []
         assert await world.get("k") == mine
         await world.drain()
         await world.check_settled()
@@ -68,7 +69,7 @@ async def test_a_write_whose_reply_was_lost_is_recognised() -> None:
     async with open_world() as world:
         await world.put("k", OLD)
         await world.drain()
-        world.script.at("high_volume.compare_and_write", LoseReply(OutcomeUnknown("scripted")))
+        world.script.at(POINT, LoseReply(OutcomeUnknown("scripted")))
         await world.put("k", LARGE)
         assert await world.get("k") == LARGE
         await world.drain()
@@ -81,7 +82,7 @@ async def test_nothing_is_deleted_on_a_guess(look_fails: bool) -> None:
     async with open_world() as world:
         await world.put("k", OLD)
         await world.drain()
-        world.script.at("high_volume.compare_and_write", ArriveLate(OutcomeUnknown("scripted")))
+        world.script.at(POINT, ArriveLate(OutcomeUnknown("scripted")))
         if look_fails:
             world.script.at("high_volume.head", None, FailBefore(Unavailable("scripted")))
         with pytest.raises(OutcomeUnknown):
@@ -100,7 +101,7 @@ async def test_a_write_that_arrives_after_the_fence_is_dead() -> None:
     async with open_world() as world:
         await world.put("k", OLD)
         await world.drain()
-        world.script.at("high_volume.compare_and_write", ArriveLate(OutcomeUnknown("scripted")))
+        world.script.at(POINT, ArriveLate(OutcomeUnknown("scripted")))
         with pytest.raises(OutcomeUnknown):
             await world.put("k", LARGE)
         await world.sweep()
@@ -152,6 +153,138 @@ async def test_a_write_gives_up_after_the_operation_deadline() -> None:
             assert await world.get("k") == OLD
             await world.sweep()
             await world.check_settled()
+
+
+async def test_a_constant_stream_of_small_writes_does_not_starve_a_large_one() -> None:
+    """Inline writes and deletes that come between do not make a large write lose: it needs no luck to get done."""
+    async with open_world() as world:
+        await world.put("k", b"first")
+        writing = True
+
+        async def write() -> None:
+            number = 0
+            while writing:
+                number += 1
+                await (world.put("k", b"%d" % number) if number % 3 else world.delete("k"))
+
+        writers = [asyncio.create_task(write()) for _ in range(4)]
+        for _ in range(20):
+            await world.put("k", LARGE)
+            await world.drain()
+        writing = False
+        await asyncio.gather(*writers)
+        await world.put("k", LARGE)
+        assert await world.get("k") == LARGE
+        assert world.script.trace.count("changelog.record_again") <= 20 * 4, "it lost against tombstones' removal only"
+        await world.drain()
+        await world.check_settled()
+
+
+def _suspend(world: World, seconds: float) -> None:
+    """The machine sleeps, or its wall clock is set: the monotonic clock stands still meanwhile."""
+    world.clock.set_now(world.clock.now() + int(seconds * 1_000_000))
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+@pytest.mark.parametrize("payload", [SMALL, LARGE, None])
+@pytest.mark.parametrize("suspended", [False, True])
+async def test_a_commit_that_was_on_its_way_for_days_writes_nothing(
+    before: bytes | None, payload: bytes | None, suspended: bool
+) -> None:
+    """A compare-and-write that a pause held back until even the markers had gone finds the row as if it never was."""
+    if before is None and payload != LARGE:
+        return  # one blind write: nothing that was read before could be outdated
+    async with open_world() as world:
+        if before is not None:
+            await world.put("k", before)
+            await world.drain()
+        advance = (lambda seconds: _suspend(world, seconds)) if suspended else world.clock.advance
+        pause = Pause()
+        world.script.at(commit_point(payload), pause)
+        write = asyncio.create_task(world.delete("k") if payload is None else world.put("k", payload))
+        await pause.reached.wait()
+        await world.raw_high_volume.fence(object_id("k"))
+        advance(world.limits.entry_grace_seconds + 1)
+        await world.sweeper.run_once()
+        advance(world.limits.operation_deadline_seconds + world.limits.sweep_second_visit_seconds + 1)
+        await world.sweeper.run_once()
+        advance(world.limits.marker_retention_seconds + 1)
+        await world.sweeper.run_once()
+        pause.release.set()
+        with pytest.raises(Unavailable):
+            await write
+        await world.drain()
+        await world.check_no_dangling()
+        assert await world.get("k") == before
+        await world.sweep()
+        await world.check_settled()
+
+
+@pytest.mark.parametrize("payload", [LARGE, SMALL, None])
+async def test_what_was_met_at_the_second_attempt_is_in_the_log(payload: bytes | None) -> None:
+    """A write that lost a race, won the next and then died leaves no blob that nobody lists."""
+    async with open_world() as world:
+        await world.put("k", OLD)
+        await world.drain()
+
+        async def overtake() -> None:
+            await world.put("k", b"1" * 99)
+            await world.drain()
+
+        async def arm() -> None:
+            world.script.at(commit_point(payload), Crash(Effect.DONE))
+
+        world.script.at(commit_point(payload), Interpose(overtake))
+        world.script.at("changelog.record_again", Interpose(arm))
+        with pytest.raises(asyncio.CancelledError):
+            await (world.delete("k") if payload is None else world.put("k", payload))
+        world.script.restart()
+        await world.sweep()
+        await world.check_settled()
+
+
+@pytest.mark.parametrize("call", ["high_volume.head", "changelog.record_again"])
+async def test_an_error_after_a_lost_race_undoes_the_write_at_once(call: str) -> None:
+    """Nothing was committed, and that is certain: the blob does not stay until a grace has passed."""
+    async with open_world() as world:
+        await world.put("k", OLD)
+        await world.drain()
+
+        async def overtake() -> None:
+            await world.put("k", b"small")
+            await world.drain()
+
+        world.script.at(POINT, Interpose(overtake))
+        world.script.at(call, *[None] * (call == "high_volume.head"), FailBefore(Unavailable("scripted")))
+        with pytest.raises(Unavailable):
+            await world.put("k", LARGE)
+        await world.drain()
+        assert world.script.unused == []
+        await world.check_settled()
+        assert await world.get("k") == b"small"
+
+
+async def test_a_commit_that_the_store_refuses_is_undone_at_once() -> None:
+    """Certain that nothing happened: blob and entries go without a sweeper."""
+    async with open_world() as world:
+        world.script.at(POINT, FailBefore(Unavailable("scripted")))
+        with pytest.raises(Unavailable):
+            await world.put("k", LARGE)
+        await world.drain()
+        await world.check_settled()
+
+
+async def test_what_cannot_be_undone_stays_in_the_log() -> None:
+    """The blob goes before its entry: where deleting fails, the entry is still there for the sweeper."""
+    async with open_world() as world:
+        world.script.at(POINT, FailBefore(Unavailable("scripted")))
+        world.script.at("long_term.delete", FailBefore(Unavailable("scripted")))
+        with pytest.raises(Unavailable):
+            await world.put("k", LARGE)
+        await world.drain()
+        assert (len(await world.blobs()), await world.logged()) == (1, 1)
+        await world.sweep()
+        await world.check_settled()
 
 
 async def test_a_body_that_takes_too_long_is_given_up() -> None:
@@ -232,7 +365,7 @@ async def test_an_extension_that_comes_first_wins_against_expiry() -> None:
 async def test_a_conflict_on_a_row_that_never_existed_is_retried() -> None:
     """A first write that loses against another first write records again and commits on top."""
     async with open_world() as world:
-        world.script.at("high_volume.compare_and_write", Answer(None))
+        world.script.at(POINT, Answer(False))
         await world.store.put(object_id("k"), Metadata(), BytesBody(LARGE))
         assert await world.get("k") == LARGE
         await world.drain()

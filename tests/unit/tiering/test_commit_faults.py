@@ -24,7 +24,7 @@ FAULTS: dict[str, Callable[[], Fault]] = {
 
 AFTERWARDS = ("nothing", "retry", "small write", "large write", "delete")
 
-MAY_ARRIVE_LATE = {"long_term.put", "long_term.delete", "high_volume.compare_and_write"}
+MAY_ARRIVE_LATE = {"long_term.put", "long_term.delete", "high_volume.compare_and_write", "high_volume.point"}
 """Calls of mutations that a store may still execute after it seemed to have failed, and that would matter."""
 
 
@@ -60,7 +60,7 @@ async def _run(
     try:
         await mutation.act(world)
         allowed = {mutation.after}
-    except (TierstoreError, asyncio.CancelledError):
+    except (TierstoreError, asyncio.CancelledError, ExceptionGroup):
         allowed = {old, mutation.after}
     await world.drain()
     world.script.restart()

@@ -1,14 +1,16 @@
 """The sweeper: what it settles, what it leaves alone, and that several may run at once under live operations."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id, open_world
+from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, object_id, open_world
 from tierstore import telemetry
 from tierstore.backends.high_volume.contract import Gone
-from tierstore.errors import Unavailable
-from tierstore.testing.faults import Answer, Crash, Effect, FailBefore, Interpose, Pause
+from tierstore.errors import CorruptObject, Unavailable
+from tierstore.limits import Limits
+from tierstore.testing.faults import Crash, Effect, FailBefore, Interpose, Pause
 from tierstore.types.ids import Revision
 from tierstore.types.metadata import TimeToLive
 
@@ -57,7 +59,7 @@ async def test_a_blob_that_is_written_after_the_first_visit_is_not_orphaned() ->
     async with open_world() as world:
         pause = Pause()
         world.script.at("long_term.put", pause)
-        world.script.at("high_volume.compare_and_write", Crash(Effect.NEVER))
+        world.script.at(POINT, Crash(Effect.NEVER))
         write = asyncio.create_task(world.put("k", LARGE))
         await pause.reached.wait()
         world.clock.advance(world.limits.entry_grace_seconds + 1)
@@ -98,33 +100,81 @@ async def test_fencing_a_row_that_never_existed_leaves_a_marker() -> None:
         assert isinstance(row.content, Gone)
 
 
-async def test_a_fence_that_loses_a_race_is_repeated() -> None:
-    """A write between look and fence makes the sweeper look again, and it then sees what was written."""
+async def test_a_hot_key_is_fenced_all_the_same() -> None:
+    """However often a row is overwritten, its orphan is settled at the first try."""
     async with open_world() as world:
         await _crash_after_upload(world)
+        writing = True
 
         async def write() -> None:
-            await world.put("k", b"t" * 99)
-            await world.drain()
+            while writing:
+                await world.put("k", SMALL)
 
-        world.script.at("high_volume.fence", Interpose(write))
+        writer = asyncio.create_task(write())
         assert await world.sweeper.run_once() == {"deleted": 1}
-        assert await world.get("k") == b"t" * 99
+        writing = False
+        await writer
+        assert await world.get("k") == SMALL
 
 
-async def test_a_row_that_cannot_be_fenced_is_left_for_later() -> None:
-    """Fencing is bounded; the entry stays condemned and is taken again when the lease is over."""
+async def test_a_damaged_blob_is_deleted_at_the_second_visit() -> None:
+    """A blob that came back damaged, so that it cannot even be looked at, is no reason to keep its entry for ever."""
     async with open_world() as world:
-        await _crash_after_upload(world)
-        world.script.at("high_volume.fence", *[Answer(None)] * world.limits.commit_attempts_max)
-        assert await world.sweeper.run_once() == {"error": 1}
-        assert len(await world.blobs()) == 1
+        revision = await _crash_after_upload(world)
+        await world.sweeper.run_once()
+        await world.raw_long_term.put(revision, BytesBody(LARGE), None)
+        world.script.at("long_term.head", FailBefore(CorruptObject("scripted")))
+        world.clock.advance(world.limits.operation_deadline_seconds + world.limits.sweep_second_visit_seconds + 1)
+        assert await world.sweeper.run_once() == {"deleted": 1}
+        assert await world.blobs() == []
         await world.sweep()
         await world.check_settled()
 
 
+async def test_a_step_that_fails_does_not_keep_the_others_from_running() -> None:
+    """Without the change log expiry goes on; with debris that cannot be removed everything does, and it is reported."""
+    async with open_world() as world:
+        for call in ("changelog.due", "long_term.remove_debris", "high_volume.remove_markers"):
+            await world.put("k", LARGE, TimeToLive(60))
+            await world.drain()
+            world.clock.advance(61)
+            expired = telemetry.sweep_results.labels("expired")._value.get()
+            ok = telemetry.sweep_runs.labels("ok")._value.get()
+            world.script.at(call, FailBefore(Unavailable("scripted")))
+            with pytest.raises(ExceptionGroup):
+                await world.sweeper.run_once()
+            assert telemetry.sweep_results.labels("expired")._value.get() == expired + 1
+            assert telemetry.sweep_runs.labels("ok")._value.get() == ok
+            await world.check_settled()
+
+
+async def test_a_sweep_ends_when_nothing_gets_less() -> None:
+    """Items that fail every time, a whole batch of them, do not keep a run going."""
+    async with open_world() as world:
+        for number in range(world.limits.sweep_batch * 2):
+            await _crash_after_upload(world, f"k{number}")
+        world.script.at("changelog.condemn", *[FailBefore(Unavailable("scripted"))] * 1000)
+        results = await world.sweeper.run_once()
+        assert results == {"error": world.limits.sweep_batch}
+
+
+async def test_a_sweep_is_bounded() -> None:
+    """One run takes so many batches; the next one goes on."""
+    limits = replace(Limits.tiny(), sweep_batches_max=2)
+    async with open_world(limits) as world:
+        for number in range(limits.sweep_batch * 3):
+            await _crash_after_upload(world, f"k{number}")
+            await world.delete("k")
+            await world.put(f"gone-{number}", SMALL)
+            await world.delete(f"gone-{number}")
+        assert (await world.sweeper.run_once())["deleted"] == limits.sweep_batch * 2
+        assert (await world.sweeper.run_once())["deleted"] == limits.sweep_batch
+        world.clock.advance(limits.marker_retention_seconds + limits.operation_deadline_seconds)
+        assert (await world.sweeper.run_once())["marker_removed"] == limits.sweep_batch * 2
+
+
 @pytest.mark.parametrize(
-    "call", ["changelog.condemn", "high_volume.head", "high_volume.fence", "long_term.delete", "changelog.resume_later"]
+    "call", ["changelog.condemn", "high_volume.fence", "long_term.delete", "changelog.resume_later"]
 )
 async def test_a_sweeper_that_fails_anywhere_is_succeeded_by_another(call: str) -> None:
     """An entry that could not be settled is counted, logged and settled later."""
@@ -208,6 +258,24 @@ async def test_expired_objects_are_removed_physically(payload: bytes) -> None:
         assert await world.get("stays") == payload
 
 
+async def test_settling_that_was_on_its_way_for_too_long_writes_nothing() -> None:
+    """A sweeper that was frozen leaves an expired object to the next one."""
+    async with open_world() as world:
+        await world.put("k", LARGE, TimeToLive(60))
+        await world.drain()
+        world.clock.advance(61)
+        pause = Pause()
+        world.script.at("high_volume.compare_and_write", pause)
+        sweep = asyncio.create_task(world.sweeper.run_once())
+        await pause.reached.wait()
+        world.clock.advance(world.limits.operation_deadline_seconds + 1)
+        pause.release.set()
+        assert await sweep == {"lost": 1}
+        assert await world.pointed_to() == await world.blobs() != []
+        await world.sweep()
+        await world.check_settled()
+
+
 async def test_expired_objects_are_removed_in_batches() -> None:
     """More expired objects than a batch are all removed in one run, and those that fail are left for the next."""
     async with open_world() as world:
@@ -246,9 +314,9 @@ async def test_the_loop_survives_a_failing_run_and_ends_when_cancelled() -> None
         ok = telemetry.sweep_runs.labels("ok")._value.get()
         world.script.at("changelog.due", FailBefore(Unavailable("scripted")))
         loop = asyncio.create_task(world.sweeper.run(60))
-        for _ in range(20):
+        for _ in range(200):
             await asyncio.sleep(0)
-            world.clock.advance(10)
+            world.clock.advance(1)
         loop.cancel()
         with pytest.raises(asyncio.CancelledError):
             await loop

@@ -1,10 +1,13 @@
 """The tiered store without faults: where objects go, what readers see, when objects expire."""
 
+import asyncio
 import itertools
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id, open_world, payload_of
+from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, commit_point, object_id, open_world, payload_of
 from tierstore import telemetry
 from tierstore.backends.high_volume.contract import Gone, Inline, Tombstone
 from tierstore.errors import (
@@ -176,9 +179,7 @@ async def test_a_lost_blob_is_counted_and_not_found(fenced: bool) -> None:
         await world.raw_long_term.delete(revision)
 
         async def fence() -> None:
-            row = await world.raw_high_volume.head(object_id("k"))
-            assert row is not None
-            await world.raw_high_volume.fence(object_id("k"), row.version)
+            await world.raw_high_volume.fence(object_id("k"))
 
         if fenced:
             world.script.at("long_term.get", Interpose(fence))
@@ -195,9 +196,16 @@ async def test_sizes_that_disagree_are_corruption() -> None:
         revision = Revision(object_id("large"), world.ids.uuid())
         await world.raw_long_term.put(revision, BytesBody(b"y" * 98), None)
         await world.raw_high_volume.compare_and_write(object_id("large"), None, Tombstone(claims, revision.uuid), None)
+        closed: list[str] = []
+        world.script.at("long_term.aclose", Interpose(lambda: _note(closed)))
         for key in ("small", "large"):
             with pytest.raises(CorruptObject):
                 await world.get(key)
+        assert closed == ["closed"]
+
+
+async def _note(closed: list[str]) -> None:
+    closed.append("closed")
 
 
 @pytest.mark.parametrize("payload", [SMALL, LARGE])
@@ -294,6 +302,55 @@ async def test_a_bump_never_revives_or_touches_another_content() -> None:
         assert await world.get("k") is None
 
 
+@pytest.mark.parametrize("payload", [SMALL, LARGE])
+async def test_a_bump_is_repeated_after_a_fence(payload: bytes) -> None:
+    """A sweeper's fence changes the version and not the object: the access still counts."""
+    async with open_world() as world:
+        await world.put("k", payload, TimeToIdle(100))
+        await world.drain()
+        world.clock.advance(90)
+        world.script.at("high_volume.extend", Interpose(lambda: world.raw_high_volume.fence(object_id("k"))))
+        await world.get("k")
+        await world.drain()
+        world.clock.advance(20)
+        assert await world.get("k") == payload
+
+
+async def test_accesses_at_the_same_time_move_the_deadline_once() -> None:
+    """Many readers of one object at once cost one write."""
+    async with open_world() as world:
+        await world.put("k", SMALL, TimeToIdle(100))
+        world.clock.advance(90)
+        await asyncio.gather(*[world.get("k") for _ in range(50)])
+        await world.drain()
+        assert world.script.trace.count("high_volume.extend") == 1
+        world.clock.advance(90)
+        assert await world.get("k") == SMALL, "and the next access counts again"
+        await world.drain()
+        assert world.script.trace.count("high_volume.extend") == 2
+
+
+async def test_tiny_chunks_do_not_multiply_memory() -> None:
+    """What a body of unknown length is buffered in is about as large as what was received."""
+    size = 500_000
+
+    class Drip(BytesBody):
+        async def __anext__(self) -> bytes:
+            return bytes(bytearray(await super().__anext__()))  # an object of its own for each chunk
+
+    async with open_world(replace(Limits.tiny(), inline_bytes_max=size, object_bytes_max=size)) as world:
+        tracemalloc.start()
+        try:
+            body = Drip(b"x" * size, announced=False, chunk=2)
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            await world.store.put(object_id("k"), Metadata(), body)
+            grown = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+        assert grown < 8 * size
+
+
 async def test_a_bump_that_fails_does_not_fail_the_read() -> None:
     """Accesses succeed whatever becomes of their bump; a failed one is reported by the cleanup's owner."""
     async with open_world() as world:
@@ -332,7 +389,9 @@ async def test_cleanup_beyond_the_bound_is_done_by_the_writer() -> None:
             world.cleanup.spawn("busy", world.clock.sleep(3600))
         await world.put("k", b"small")
         assert await world.blobs() == []
-        world.script.at("long_term.delete", FailBefore(Unavailable("scripted")))
+        world.script.at("long_term.delete", FailBefore(Unavailable("scripted")), FailBefore(RuntimeError("a bug")))
+        await world.put("k", LARGE)
+        await world.put("k", b"small")
         await world.put("k", LARGE)
         await world.put("k", b"small")
         assert await world.get("k") == b"small", "a cleanup that fails does not fail the write"
@@ -347,10 +406,13 @@ async def test_writers_that_always_lose_are_told_to_try_again() -> None:
         async with open_world() as world:
             await world.put("k", b"o" * 99)
             await world.drain()
-            world.script.at("high_volume.compare_and_write", *[Answer(None)] * world.limits.commit_attempts_max)
+            world.script.at(commit_point(payload), *[Answer(value=None)] * world.limits.commit_attempts_max)
             with pytest.raises(Unavailable):
                 await world.put("k", payload)
             assert await world.get("k") == b"o" * 99
+            await world.drain()
+            assert len(await world.blobs()) == 1, "its own blob goes at once"
+            assert len(await world.raw_changelog.due(world.clock.now(), 9)) == await world.logged()
             await world.sweep()
             await world.check_settled()
 

@@ -28,6 +28,14 @@ SMALL = b"s" * 64
 LARGE = b"L" * 65
 
 
+POINT, SWAP = "high_volume.point", "high_volume.compare_and_write"
+
+
+def commit_point(payload: bytes | None) -> str:
+    """The call with which a write of ``payload`` over a tombstone takes effect; None is a delete."""
+    return POINT if payload is not None and len(payload) > len(SMALL) else SWAP
+
+
 class BytesBody(Body):
     """A payload in chunks of ``chunk`` bytes, which raises ``error`` in place of its end if there is one."""
 

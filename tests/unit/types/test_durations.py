@@ -64,10 +64,11 @@ def test_units(names: str, seconds: int) -> None:
         ("30s", 30), ("15min", 900), ("2days", 172_800), ("1week", 604_800), ("1d2h", 93_600), ("1d 2h", 93_600),
         ("  1h\t30 m ", 5_400), ("1s 1d", 86_401), ("1s1s", 2), ("0s", 0), ("0d 0h", 0), ("007s", 7), ("1000ms", 1),
         ("500ms 500ms", 1), ("1500 ms 500000us", 2), ("1s 1000000000ns", 2), ("0ms", 0),
+        ("1ns", 1), ("500ms", 1), ("1s 1us", 2),
     ],
 )  # fmt: skip
 def test_durations(text: str, seconds: int) -> None:
-    """Any order, any spaces, repeated units; parts of a second where they add up."""
+    """Any order, any spaces, repeated units; what is left of a second is rounded up."""
     assert parse_duration(text, LIMITS) == seconds
 
 
@@ -76,11 +77,11 @@ def test_durations(text: str, seconds: int) -> None:
     [
         "", " ", "5", "s", "1", "1.5h", "-1s", "+1s", "1x", "1 d 2", "1d,2h", "P1D", "1D", "1H", "1S", "1e3s",
         "\u0661s",
-        "1s\n", "1s\x00", "1 fortnight", "500ms", "1s 1ns", "1us", "9" * 20 + "s", "1\u00a0s", "inf", "forever", "1_0s",
+        "1s\n", "1s\x00", "1 fortnight", "9" * 20 + "s", "1\u00a0s", "inf", "forever", "1_0s",
     ],
 )  # fmt: skip
 def test_no_durations(text: str) -> None:
-    """No unit, an unknown one, fractions, signs, other digits, parts of a second: refused."""
+    """No unit, an unknown one, fractions, signs, other digits: refused."""
     with pytest.raises(InvalidRequest):
         parse_duration(text, LIMITS)
 
@@ -89,8 +90,6 @@ def test_the_refusals_help() -> None:
     """The text of an error names what was wrong, and never repeats much of it."""
     with pytest.raises(InvalidRequest, match="no unit 'fortnights'"):
         parse_duration("2 fortnights", LIMITS)
-    with pytest.raises(InvalidRequest, match="whole number of seconds"):
-        parse_duration("10ms", LIMITS)
     with pytest.raises(InvalidRequest, match="at most 1d"):
         parse_duration("25h", Limits(duration_seconds_max=86_400))
     with pytest.raises(InvalidRequest) as caught:

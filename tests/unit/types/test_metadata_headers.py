@@ -172,7 +172,6 @@ def test_expirations(value: bytes, expiration: Expiration) -> None:
         b"", b"ttl", b"tti", b"ttl:", b"ttl:5", b"ttl:-5s", b"TTL:5s", b"ttl=5s", b"Manual", b"manual:",
         b"manual:5s", b"never",
         b"ttl:5s,tti:5s", b"ttl:1.5s", b"ttl:5\xb5s", b"tti:99999999y", b"ttl:\xff", b"ttl:5s\x00", b" :5s",
-        b"ttl:10ms",
     ],
 )  # fmt: skip
 def test_no_expirations(value: bytes) -> None:

@@ -75,6 +75,10 @@ def test_several_ranges_mean_the_whole_object(several: list[ByteRange]) -> None:
         ("bytes=-0", Suffix(0)),
         ("bytes=007-008", FromStart(7, 8)),
         ("bytes=0-9223372036854775807", FromStart(0, 2**63 - 1)),
+        ("bytes=0-99999999999999999999", FromStart(0, 10**19)),
+        ("bytes=99999999999999999999-", FromStart(10**19, None)),
+        (f"bytes=-{'9' * 60_000}", Suffix(10**19)),
+        (f"bytes={'0' * 60_000}1-2", FromStart(1, 2)),
         ("bytes=0-1,", FromStart(0, 1)),
         ("bytes=, 0-1 ,,", FromStart(0, 1)),
     ],
@@ -91,7 +95,7 @@ def test_ranges(header: str, expected: ByteRange) -> None:
         "items=0-1",
         "0-1", "bytes =0-1", "bytes=0 - 1", "bytes=+1-2", "bytes=0x1-2", "bytes=\u0661-\u0662", "bytes=0-1;",
         "bytes=0-1,x",
-        "bytes=0-" + "9" * 20, "bytes=0-1\n", "bytes:0-1",
+        "bytes=0-1\n", "bytes:0-1",
     ],
 )  # fmt: skip
 def test_no_ranges(header: str) -> None:

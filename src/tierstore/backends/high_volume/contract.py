@@ -24,7 +24,7 @@ Promises, all of them laws in `tierstore.testing.laws.high_volume`:
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from tierstore.clock import UnixMicros
@@ -74,11 +74,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowHead:
-    """A row without an inline payload."""
+    """A row without an inline payload.
+
+    ``fenced`` tells fences apart: it is new with the row and with every fence, and stays through all other writes. It
+    takes no part in comparisons.
+    """
 
     version: Version
     content: HeadContent
     expires: UnixMicros | None
+    fenced: Version = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +142,43 @@ class HighVolumeBackend(ABC):
         expires: UnixMicros | None,
         *,
         if_expired_by: UnixMicros | None = None,
+        not_after: UnixMicros | None = None,
     ) -> Version | None:
         """Write ``content`` with a new version, if the row's version is ``expected`` (None: there is no row).
 
         With ``if_expired_by``, the row's deadline must also be set and not later than that instant, so that settling
-        an expired object loses against a concurrent `extend`. Returns the new version, or None on a conflict, and then
-        nothing is written. Not safe to repeat after `OutcomeUnknown`: read the row first.
+        an expired object loses against a concurrent `extend`. With ``not_after``, nothing is written when the backend's
+        clock is past that instant at the moment of the write, however long the call was on its way. Returns the new
+        version, or None on a conflict or when it is too late, and then nothing is written. Not safe to repeat after
+        `OutcomeUnknown`: read the row first.
         """
 
     @abstractmethod
-    async def fence(self, object_id: ObjectId, expected: Version | None) -> Version | None:
-        """Give the row a new version and leave content and deadline alone, if its version is ``expected``.
+    async def point(
+        self,
+        object_id: ObjectId,
+        base: RowHead | None,
+        content: Tombstone,
+        expires: UnixMicros | None,
+        *,
+        not_after: UnixMicros,
+    ) -> bool:
+        """Make the row a tombstone, with a new version, unless it was fenced or has changed its blob since ``base``.
 
-        With None for ``expected`` and no row there, a `Gone` row is written. Every compare-and-write and extension
-        that is still under way with the older version fails from now on. Returns the new version, or None on a
-        conflict. Does not move or copy the payload. Safe to repeat with what `head` then says.
+        Written if the row has been fenced as often as in ``base``, and points to the blob that ``base`` points to (or
+        to none if that points to none), whatever inline writes and deletes of inline rows came between: they are
+        overwritten, so that a large write is not kept from its end by small ones. With None for ``base`` there must be
+        no row. ``not_after`` as with `compare_and_write`. Returns whether it was written. Not safe to repeat after
+        `OutcomeUnknown`: read the row first.
+        """
+
+    @abstractmethod
+    async def fence(self, object_id: ObjectId) -> RowHead:
+        """Give the row a new version, whatever it is, leave content and deadline alone, and return it as it then is.
+
+        Where there is no row, a `Gone` row is written; one that was there counts as written anew. Every
+        compare-and-write, `point` and extension that is still under way from before, or from no row, fails from now on.
+        Does not move, copy or read the payload. Safe to repeat.
         """
 
     @abstractmethod
@@ -167,14 +194,17 @@ class HighVolumeBackend(ABC):
         """List rows whose storage path starts with ``prefix`` and follows ``after``, in the byte order of UTF-8.
 
         All kinds of rows, `Gone` and expired ones too; at most ``limit`` (1 or more). Not a snapshot: a row that is
-        there throughout a paged scan is listed exactly once, one that comes or goes meanwhile may be or not.
+        there throughout a paged scan is listed exactly once, one that comes or goes meanwhile may be or not. A row that
+        cannot be read is logged and passed over; a page is short only when no readable rows are left. For multipart
+        uploads and operators' tools: nothing of the server calls it yet.
         """
 
     @abstractmethod
     async def expired(self, by: UnixMicros, limit: int) -> Sequence[FoundRow]:
         """List inline and tombstone rows whose deadline is at or before ``by``, at most ``limit``, earliest first.
 
-        A store that removes inline rows by itself may list only tombstones.
+        A store that removes inline rows by itself may list only tombstones. A row that cannot be read is logged and
+        passed over, so that it does not keep the sweeper from the others.
         """
 
     @abstractmethod
@@ -182,6 +212,20 @@ class HighVolumeBackend(ABC):
         """Physically remove at most ``limit`` `Gone` rows written at or before ``before``; return how many.
 
         The caller keeps ``before`` at least ``marker_retention`` in the past. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def identity(self) -> UUID | None:
+        """The identity that the store keeps, or None if it was never given one. Safe to repeat.
+
+        A store and the two that belong to it keep the same one: by that they know each other.
+        """
+
+    @abstractmethod
+    async def adopt(self, identity: UUID) -> UUID:
+        """Give the store ``identity`` if it has none, durably; return the one that it has.
+
+        Atomic: of any number of calls, from any process, one wins, and all return what that one gave. Safe to repeat.
         """
 
     @abstractmethod

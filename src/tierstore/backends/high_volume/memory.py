@@ -7,6 +7,7 @@ yields to the event loop once and then happens at once, so that a simulated run 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 import xxhash
 
@@ -40,6 +41,8 @@ class StoredRow:
     """When the version was written."""
     checksum: bytes
     """XXH3-128 of an inline payload, empty for other contents."""
+    fenced: Version = b""
+    """As in `RowHead`."""
 
 
 @dataclass(slots=True)
@@ -47,12 +50,14 @@ class MemoryRows:
     """What outlives a backend: the rows, by object id. Any number of backends may share it."""
 
     by_id: dict[ObjectId, StoredRow] = field(default_factory=dict)
+    identity: UUID | None = None
 
 
 class MemoryHighVolume(HighVolumeBackend):
     """A view of `MemoryRows`."""
 
     def __init__(self, rows: MemoryRows, *, clock: Clock, ids: IdSource) -> None:
+        self._store_of_rows = rows
         self._rows = rows.by_id
         self._clock = clock
         self._ids = ids
@@ -98,8 +103,11 @@ class MemoryHighVolume(HighVolumeBackend):
         expires: UnixMicros | None,
         *,
         if_expired_by: UnixMicros | None = None,
+        not_after: UnixMicros | None = None,
     ) -> Version | None:
         await self._clock.sleep(0)
+        if not_after is not None and self._clock.now() > not_after:
+            return None
         stored = self._rows.get(object_id)
         if (None if stored is None else stored.version) != expected:
             return None
@@ -109,16 +117,37 @@ class MemoryHighVolume(HighVolumeBackend):
                 return None
         return self._store(object_id, content, expires)
 
-    async def fence(self, object_id: ObjectId, expected: Version | None) -> Version | None:
+    async def point(
+        self,
+        object_id: ObjectId,
+        base: RowHead | None,
+        content: Tombstone,
+        expires: UnixMicros | None,
+        *,
+        not_after: UnixMicros,
+    ) -> bool:
         await self._clock.sleep(0)
         stored = self._rows.get(object_id)
-        if (None if stored is None else stored.version) != expected:
-            return None
+        if self._clock.now() > not_after or (stored is None) != (base is None):
+            return False
+        if stored is not None and base is not None:
+            seen, now = base.content, stored.content
+            pointed_to = seen.revision if isinstance(seen, Tombstone) else None
+            points_to = now.revision if isinstance(now, Tombstone) else None
+            if stored.fenced != base.fenced or points_to != pointed_to:
+                return False
+        self._store(object_id, content, expires)
+        return True
+
+    async def fence(self, object_id: ObjectId) -> RowHead:
+        await self._clock.sleep(0)
+        stored = self._rows.get(object_id)
         if stored is None:
-            return self._store(object_id, Gone(), None)
-        version = self._ids.version()
-        self._rows[object_id] = replace(stored, version=version, changed=self._clock.now())
-        return version
+            self._store(object_id, Gone(), None)
+        else:
+            version = self._ids.version()
+            self._rows[object_id] = replace(stored, version=version, changed=self._clock.now(), fenced=version)
+        return _row_head(self._rows[object_id])
 
     async def extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> bool:
         await self._clock.sleep(0)
@@ -159,6 +188,15 @@ class MemoryHighVolume(HighVolumeBackend):
             del self._rows[object_id]
         return len(old)
 
+    async def identity(self) -> UUID | None:
+        await self._clock.sleep(0)
+        return self._store_of_rows.identity
+
+    async def adopt(self, identity: UUID) -> UUID:
+        await self._clock.sleep(0)
+        self._store_of_rows.identity = self._store_of_rows.identity or identity
+        return self._store_of_rows.identity
+
     async def check(self) -> None:
         await self._clock.sleep(0)
 
@@ -167,7 +205,9 @@ class MemoryHighVolume(HighVolumeBackend):
 
     def _store(self, object_id: ObjectId, content: Content, expires: UnixMicros | None) -> Version:
         version = self._ids.version()
-        self._rows[object_id] = StoredRow(version, content, expires, self._clock.now(), _checksum(content))
+        before = self._rows.get(object_id)
+        fenced = version if before is None else before.fenced
+        self._rows[object_id] = StoredRow(version, content, expires, self._clock.now(), _checksum(content), fenced)
         return version
 
     def _found(self, object_id: ObjectId) -> FoundRow:
@@ -176,9 +216,8 @@ class MemoryHighVolume(HighVolumeBackend):
 
 def _row_head(stored: StoredRow) -> RowHead:
     content = stored.content
-    return RowHead(
-        stored.version, InlineHead(content.metadata) if isinstance(content, Inline) else content, stored.expires
-    )
+    head = InlineHead(content.metadata) if isinstance(content, Inline) else content
+    return RowHead(stored.version, head, stored.expires, stored.fenced)
 
 
 def _checksum(content: Content) -> bytes:

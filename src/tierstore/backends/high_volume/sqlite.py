@@ -9,6 +9,7 @@ sweeper), and it does not shrink the file: the pages of what is removed are used
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, assert_never
 from uuid import UUID
@@ -31,7 +32,10 @@ from tierstore.backends.high_volume.contract import (
 )
 from tierstore.clock import Clock, UnixMicros
 from tierstore.embedded.database import Connection, Database, Schema
-from tierstore.errors import CorruptObject
+from tierstore.embedded.identity import MIGRATION as IDENTITY_MIGRATION
+from tierstore.embedded.identity import keep_identity, kept_identity
+from tierstore.embedded.listing import readable
+from tierstore.errors import CorruptObject, InvalidRequest
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.types.ids import AS_STORED, ObjectId, Version
@@ -62,6 +66,8 @@ SCHEMA = Schema(
         CREATE INDEX rows_by_deadline ON rows (expires) WHERE kind != 2 AND expires IS NOT NULL;
         CREATE INDEX rows_by_removal ON rows (changed) WHERE kind = 2;
         """,
+        IDENTITY_MIGRATION,
+        "ALTER TABLE rows ADD COLUMN fenced BLOB NOT NULL DEFAULT x''",  # RowHead.fenced
     ),
 )
 
@@ -69,10 +75,10 @@ _READ = """
     SELECT version, kind, metadata, revision, expires, checksum, payload
     FROM rows LEFT JOIN payloads ON payloads.row = rows.id WHERE path = ?
 """
-_HEAD = "SELECT version, kind, metadata, revision, expires FROM rows WHERE path = ?"
+_HEAD = "SELECT version, kind, metadata, revision, expires, fenced FROM rows WHERE path = ?"
 _TOMBSTONE_ROW = "SELECT version, metadata, revision, expires FROM rows WHERE path = ? AND kind = 1"
 _PUT_INLINE = """
-    INSERT INTO rows (path, version, kind, metadata, expires, changed) VALUES (?, ?, 0, ?, ?, ?)
+    INSERT INTO rows (path, version, kind, metadata, expires, changed, fenced) VALUES (?1, ?2, 0, ?3, ?4, ?5, ?2)
     ON CONFLICT (path) DO UPDATE SET version = excluded.version, kind = 0, metadata = excluded.metadata,
         expires = excluded.expires, changed = excluded.changed
     WHERE kind != 1
@@ -83,7 +89,8 @@ _DELETE_INLINE = """
     RETURNING id
 """
 _INSERT = """
-    INSERT INTO rows (version, kind, metadata, revision, expires, changed, path) VALUES (?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO rows (version, kind, metadata, revision, expires, changed, path, fenced)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?1)
     ON CONFLICT (path) DO NOTHING
     RETURNING id
 """
@@ -97,19 +104,28 @@ _REPLACE_EXPIRED = """
     WHERE path = ? AND version = ? AND expires <= ?
     RETURNING id
 """
-_FENCE = "UPDATE rows SET version = ?, changed = ? WHERE path = ? AND version = ?"
+_FENCE = """
+    INSERT INTO rows (version, changed, path, kind, fenced) VALUES (?1, ?2, ?3, 2, ?1)
+    ON CONFLICT (path) DO UPDATE SET version = excluded.version, changed = excluded.changed, fenced = excluded.fenced
+    RETURNING version, kind, metadata, revision, expires, fenced
+"""
+_POINT = """
+    UPDATE rows SET version = ?, kind = ?, metadata = ?, revision = ?, expires = ?, changed = ?
+    WHERE path = ? AND fenced = ? AND CASE kind WHEN 1 THEN revision ELSE x'' END = ?
+    RETURNING id
+"""
 _EXTEND = "UPDATE rows SET expires = ? WHERE path = ? AND version = ? AND expires > ? AND expires < ?"
 _PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (row, checksum, payload) VALUES (?, ?, ?)"
 _REMOVE_PAYLOAD = "DELETE FROM payloads WHERE row = ?"
 _SCAN_FROM = """
-    SELECT path, version, kind, metadata, revision, expires FROM rows WHERE path >= ? AND path < ? ORDER BY path LIMIT ?
+    SELECT path, version, kind, metadata, revision, expires, fenced FROM rows WHERE path >= ? AND path < ? ORDER BY path
 """
 _SCAN_AFTER = """
-    SELECT path, version, kind, metadata, revision, expires FROM rows WHERE path > ? AND path < ? ORDER BY path LIMIT ?
+    SELECT path, version, kind, metadata, revision, expires, fenced FROM rows WHERE path > ? AND path < ? ORDER BY path
 """
 _EXPIRED = """
-    SELECT path, version, kind, metadata, revision, expires FROM rows INDEXED BY rows_by_deadline
-    WHERE kind != 2 AND expires <= ? ORDER BY expires LIMIT ?
+    SELECT path, version, kind, metadata, revision, expires, fenced FROM rows INDEXED BY rows_by_deadline
+    WHERE kind != 2 AND expires <= ? ORDER BY expires
 """
 _REMOVE_MARKERS = """
     DELETE FROM rows WHERE id IN (
@@ -128,17 +144,23 @@ _corrupt_reads = telemetry.corrupt_reads.labels("high_volume")
 class SqliteHighVolume(HighVolumeBackend):
     """One high-volume store in a SQLite file."""
 
-    def __init__(self, database: Database, clock: Clock, ids: IdSource) -> None:
+    def __init__(self, database: Database, clock: Clock, ids: IdSource, reserve_bytes: int) -> None:
         self._database = database
+        self._reserve_bytes = reserve_bytes
         self._clock = clock
         self._ids = ids
 
     @classmethod
     async def open(
-        cls, path: Path, *, limits: Limits, clock: Clock, ids: IdSource, readers: int = 2
+        cls, path: Path, *, limits: Limits, clock: Clock, ids: IdSource, readers: int = 2, reserve_bytes: int = 0
     ) -> "SqliteHighVolume":
-        """Open the file with ``readers`` reading threads, making or migrating it as needed. Raises `StartupError`."""
-        return cls(await Database.open(path, SCHEMA, limits=limits, clock=clock, readers=readers), clock, ids)
+        """Open the file with ``readers`` reading threads, making or migrating it as needed. Raises `StartupError`.
+
+        A write of an inline object that would leave less than ``reserve_bytes`` of the disk free is refused with
+        `StorageFull`, so that what makes room, deletes above all, has the room that it needs itself.
+        """
+        database = await Database.open(path, SCHEMA, limits=limits, clock=clock, readers=readers)
+        return cls(database, clock, ids, reserve_bytes)
 
     async def read(self, object_id: ObjectId) -> Row | None:
         path = object_id.storage_path.encode()
@@ -171,7 +193,10 @@ class SqliteHighVolume(HighVolumeBackend):
         version = self._ids.version()
         checksum = xxhash.xxh3_128_digest(content.payload)
 
+        weight = _weight(path, content)
+
         def work(connection: Connection) -> TombstoneRow | None:
+            self._database.check_room(connection, weight, self._reserve_bytes)
             row = (path, version, content.metadata, expires, self._clock.now())
             written = connection.execute(_PUT_INLINE, row).fetchone()
             if written is None:
@@ -179,7 +204,7 @@ class SqliteHighVolume(HighVolumeBackend):
             connection.execute(_PUT_PAYLOAD, (written[0], checksum, content.payload))
             return None
 
-        return await self._database.write(work, weight=_weight(path, content))
+        return await self._database.write(work, weight=weight)
 
     async def delete_inline(self, object_id: ObjectId) -> TombstoneRow | None:
         path = object_id.storage_path.encode()
@@ -202,16 +227,23 @@ class SqliteHighVolume(HighVolumeBackend):
         expires: UnixMicros | None,
         *,
         if_expired_by: UnixMicros | None = None,
+        not_after: UnixMicros | None = None,
     ) -> Version | None:
         if expected is None and if_expired_by is not None:
             return None  # no row has no deadline
         path = object_id.storage_path.encode()
         version = self._ids.version()
         columns = _columns(content)
+        weight = _weight(path, content)
         checksum = xxhash.xxh3_128_digest(content.payload) if isinstance(content, Inline) else b""
 
         def work(connection: Connection) -> Version | None:
-            row = (version, *columns, expires, self._clock.now(), path)
+            now = self._clock.now()
+            if not_after is not None and now > not_after:  # with the write lock held, so that nothing can come between
+                return None
+            if isinstance(content, Inline):
+                self._database.check_room(connection, weight, self._reserve_bytes)
+            row = (version, *columns, expires, now, path)
             if expected is None:
                 cursor = connection.execute(_INSERT, row)
             elif if_expired_by is None:
@@ -227,19 +259,44 @@ class SqliteHighVolume(HighVolumeBackend):
                 connection.execute(_REMOVE_PAYLOAD, written)
             return version
 
+        return await self._database.write(work, weight=weight)
+
+    async def point(
+        self,
+        object_id: ObjectId,
+        base: RowHead | None,
+        content: Tombstone,
+        expires: UnixMicros | None,
+        *,
+        not_after: UnixMicros,
+    ) -> bool:
+        path = object_id.storage_path.encode()
+        version = self._ids.version()
+        columns = _columns(content)
+        pointed_to = base.content.revision.bytes if base and isinstance(base.content, Tombstone) else b""
+
+        def work(connection: Connection) -> bool:
+            now = self._clock.now()
+            if now > not_after:
+                return False
+            row = (version, *columns, expires, now, path)
+            if base is None:
+                written = connection.execute(_INSERT, row).fetchone()
+            else:
+                written = connection.execute(_POINT, (*row, base.fenced, pointed_to)).fetchone()
+            if written is not None:
+                connection.execute(_REMOVE_PAYLOAD, written)
+            return written is not None
+
         return await self._database.write(work, weight=_weight(path, content))
 
-    async def fence(self, object_id: ObjectId, expected: Version | None) -> Version | None:
+    async def fence(self, object_id: ObjectId) -> RowHead:
         path = object_id.storage_path.encode()
         version = self._ids.version()
 
-        def work(connection: Connection) -> Version | None:
-            now = self._clock.now()
-            if expected is None:
-                connection.execute(_INSERT, (version, *_columns(Gone()), None, now, path)).fetchall()
-            else:
-                connection.execute(_FENCE, (version, now, path, expected))
-            return version if connection.changes() else None
+        def work(connection: Connection) -> RowHead:
+            (record,) = connection.execute(_FENCE, (version, self._clock.now(), path)).fetchall()
+            return _row_head(record)
 
         return await self._database.write(work, weight=len(path))
 
@@ -257,18 +314,16 @@ class SqliteHighVolume(HighVolumeBackend):
         end = first[:-1] + bytes([first[-1] + 1]) if first else _PATH_END  # the byte is below 255 in UTF-8
         last_seen = None if after is None else after.encode()
         if last_seen is None or last_seen < first:
-            return await self._list(_SCAN_FROM, (first, end, limit))
-        return await self._list(_SCAN_AFTER, (last_seen, end, limit))
+            return await self._list(_SCAN_FROM, (first, end), limit)
+        return await self._list(_SCAN_AFTER, (last_seen, end), limit)
 
     async def expired(self, by: UnixMicros, limit: int) -> Sequence[FoundRow]:
-        return await self._list(_EXPIRED, (by, limit))
+        return await self._list(_EXPIRED, (by,), limit)
 
-    async def _list(self, statement: str, bindings: tuple[bytes | int, ...]) -> Sequence[FoundRow]:
+    async def _list(self, statement: str, bindings: tuple[bytes | int, ...], limit: int) -> Sequence[FoundRow]:
         def work(connection: Connection) -> list[FoundRow]:
-            return [
-                FoundRow(ObjectId.from_storage_path(path.decode(), AS_STORED), _row_head(record))
-                for path, *record in connection.execute(statement, bindings)
-            ]
+            with closing(connection.cursor()) as cursor:
+                return readable(cursor.execute(statement, bindings), _found_row, limit)
 
         return await self._database.read(work)
 
@@ -279,6 +334,12 @@ class SqliteHighVolume(HighVolumeBackend):
 
         return await self._database.write(work)
 
+    async def identity(self) -> UUID | None:
+        return await kept_identity(self._database)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        return await keep_identity(self._database, identity)
+
     async def check(self) -> None:
         await self._database.read(lambda connection: connection.execute(_CHECK).fetchall())
 
@@ -286,8 +347,16 @@ class SqliteHighVolume(HighVolumeBackend):
         await self._database.close()
 
 
+def _found_row(record: Sequence[Any]) -> FoundRow:
+    path, *columns = record
+    try:
+        return FoundRow(ObjectId.from_storage_path(path.decode(), AS_STORED), _row_head(columns))
+    except (InvalidRequest, ValueError) as error:  # ValueError: no UTF-8, or no UUID
+        raise CorruptObject(f"a row of the high-volume store cannot be read: its path is {path!r}") from error
+
+
 def _row_head(record: Sequence[Any]) -> RowHead:
-    version, kind, metadata, revision, expires = record
+    version, kind, metadata, revision, expires, fenced = record
     content: HeadContent
     if kind == _INLINE:
         content = InlineHead(metadata)
@@ -295,7 +364,7 @@ def _row_head(record: Sequence[Any]) -> RowHead:
         content = Tombstone(metadata, UUID(bytes=revision))
     else:
         content = Gone()
-    return RowHead(version, content, expires)
+    return RowHead(version, content, expires, fenced)
 
 
 def _tombstone_row(connection: Connection, path: bytes) -> TombstoneRow | None:

@@ -17,6 +17,7 @@ laws in `tierstore.testing.laws.long_term`:
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from tierstore.clock import UnixMicros
 from tierstore.types.ids import Revision
@@ -89,7 +90,8 @@ class LongTermBackend(ABC):
         """List blobs whose revision's storage path starts with ``prefix``, at most ``limit`` (1 or more).
 
         In an order of the backend's own that does not change; ``after`` is the last one of the page before. A blob
-        that is there throughout a paged listing is listed exactly once.
+        that is there throughout a paged listing is listed exactly once. One that cannot be read is logged and passed
+        over. For multipart uploads and operators' tools: nothing of the server calls it yet.
         """
 
     @abstractmethod
@@ -97,6 +99,21 @@ class LongTermBackend(ABC):
         """Remove what crashed writers left behind that never became a blob; return how many things were removed.
 
         Never touches what a living writer, of this or another process, still needs. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def identity(self) -> UUID | None:
+        """The identity that the store keeps, or None if it was never given one. Safe to repeat.
+
+        A store and the two that belong to it keep the same one: by that they know each other. Raises `Broken` if what
+        is kept is damaged.
+        """
+
+    @abstractmethod
+    async def adopt(self, identity: UUID) -> UUID:
+        """Give the store ``identity`` if it has none, durably; return the one that it has.
+
+        Atomic: of any number of calls, from any process, one wins, and all return what that one gave. Safe to repeat.
         """
 
     @abstractmethod

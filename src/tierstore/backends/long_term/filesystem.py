@@ -134,6 +134,14 @@ class FilesystemLongTerm(LongTermBackend):
         with self._operation():
             return await self._threads.run(self._store.remove_debris)
 
+    async def identity(self) -> UUID | None:
+        with self._operation():
+            return await self._threads.run(self._store.identity)
+
+    async def adopt(self, identity: UUID) -> UUID:
+        with self._operation():
+            return await self._threads.complete(self._store.adopt, identity)
+
     async def check(self) -> None:
         with self._operation():
             await self._threads.run(self._store.check)

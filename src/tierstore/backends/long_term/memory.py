@@ -7,6 +7,7 @@ it. It suspends (``clock.sleep(0)``) wherever a real store would, so that whatev
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import xxhash
 
@@ -32,13 +33,14 @@ class StoredBlob:
     stored: UnixMicros
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemoryBlobs:
     """What stands for the disk."""
 
     by_revision: dict[Revision, StoredBlob] = field(default_factory=dict)
     unfinished: set[object] = field(default_factory=set)
     """Writes that have begun and not ended."""
+    identity: UUID | None = None
 
 
 class MemoryLongTerm(LongTermBackend):
@@ -106,6 +108,15 @@ class MemoryLongTerm(LongTermBackend):
         # A write that dies takes all it had with it: its bytes were in its own frame.
         await self._arrive()
         return 0
+
+    async def identity(self) -> UUID | None:
+        await self._arrive()
+        return self._blobs.identity
+
+    async def adopt(self, identity: UUID) -> UUID:
+        await self._arrive()
+        self._blobs.identity = self._blobs.identity or identity
+        return self._blobs.identity
 
     async def check(self) -> None:
         await self._arrive()

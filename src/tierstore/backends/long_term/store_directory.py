@@ -3,9 +3,10 @@
 ::
 
     {root}/format                     the layout's version
-    {root}/lock                       held while an instance's directory is made or collected
+    {root}/identity                   the UUID of the deployment that the store belongs to, made once
+    {root}/lock                       held while an instance's directory is made, or taken from a dead instance
     {root}/blobs/{xyz}/{uuid}.blob    xyz: the last three hex digits of the revision's UUID
-    {root}/tmp/{instance}/lock        held for as long as the instance lives
+    {root}/tmp/{instance}/lock        held for as long as the instance lives, then by who removes what it left
     {root}/tmp/{instance}/{n}         a blob that is being written
 
 File names are made of UUIDs and counters alone, so no key of a user is ever part of one. The last digits are random
@@ -14,30 +15,34 @@ ten million blobs are 2,400 a directory, and a small store does not pay for tens
 
 Guarantees: what crashed instances left in ``tmp`` can be told from what living ones need by their locks (``flock``),
 which the kernel releases with the process, however it ends; no clock is asked. Does not: work on a filesystem without
-``flock`` or atomic ``rename``, which are those that are not local.
+``flock`` or atomic ``rename``, which are those that are not local. All of it is on one filesystem, so that a disk that
+is not mounted takes the identity with the blobs.
 """
 
+import errno
 import fcntl
 import itertools
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from uuid import UUID
 
 import structlog
 
-from tierstore.errors import StartupError, StorageFull
+from tierstore.errors import Broken, StartupError, StorageFull
 
 log = structlog.get_logger(__name__)
 
 _FORMAT = "tierstore long-term filesystem 1\n"
-_FORMAT_BYTES_MAX = 1024
+_SMALL_FILE_BYTES_MAX = 1024
 _LEAF_DIGITS = 3
 _LEAF = re.compile(r"[0-9a-f]{3}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BLOB_SUFFIX = ".blob"
+_COLLECTED_AT_ONCE_MAX = 64
+"""Dead instances whose locks, and so descriptors, are held at the same time."""
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -46,6 +51,7 @@ class StoreDirectory:
     """One process's hold on a store's directory. Its methods may be called from several threads at once."""
 
     def __init__(self, root: Path, instance: UUID, lock: int, reserve_bytes: int) -> None:
+        self._root = root
         self._blobs = root / "blobs"
         self._root_lock = root / "lock"
         self._instances = root / "tmp"
@@ -84,8 +90,8 @@ class StoreDirectory:
             (root / name).mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
         # Always: a process that was killed may have made some of them and not synced them.
         sync_directory(root)
-        if (root / "tmp").stat().st_dev != (root / "blobs").stat().st_dev:
-            raise StartupError(f"{root / 'tmp'} and {root / 'blobs'} must be on one filesystem")
+        if len({path.stat().st_dev for path in (root, root / "tmp", root / "blobs")}) > 1:
+            raise StartupError(f"{root}, {root / 'tmp'} and {root / 'blobs'} must be on one filesystem")
         own = root / "tmp" / str(instance)
         own.mkdir(mode=_DIRECTORY_MODE)
         return cls(root, instance, _lock(own / "lock", make=True), reserve_bytes)
@@ -139,17 +145,67 @@ class StoreDirectory:
     def remove_debris(self) -> int:
         """Remove the directories of instances that are dead; return how many files and directories that were.
 
-        Removes nothing while another process starts or collects: it can be called again.
+        Leaves the rest alone when another process starts or collects: it can be called again. What cannot be removed
+        is logged, and passed over. The store is locked only while the dead instances' locks are taken, so that a
+        process that starts does not wait while their files are removed.
         """
+        # This instance's own directory is locked like that of any other that lives.
+        found = [self._instances / name for name in sorted(_names(self._instances)) if _UUID.fullmatch(name)]
+        removed = 0
+        for start in range(0, len(found), _COLLECTED_AT_ONCE_MAX):
+            with ExitStack() as held:
+                try:
+                    dead = self._take(found[start : start + _COLLECTED_AT_ONCE_MAX], held)
+                except BlockingIOError:
+                    return removed
+                removed += sum(_remove_instance(directory) for directory in dead)
+        return removed
+
+    def _take(self, directories: Iterable[Path], held: ExitStack) -> list[Path]:
+        """Take the locks of those of ``directories`` whose instances are dead, until ``held`` ends; return these.
+
+        Raises `BlockingIOError` while another process starts or collects.
+        """
+        root_lock = _lock(self._root_lock, make=True)
+        dead = []
         try:
-            root_lock = _lock(self._root_lock, make=True)
-        except BlockingIOError:
-            return 0
-        try:
-            # This instance's own directory is locked like that of any other that lives.
-            return sum(_collect(self._instances / name) for name in _names(self._instances) if _UUID.fullmatch(name))
+            for directory in directories:
+                try:
+                    lock = _lock_of_the_dead(directory)
+                except OSError as error:
+                    _log_left_behind(directory, error)
+                    continue
+                if lock is not None:
+                    held.callback(os.close, lock)
+                    dead.append(directory)
         finally:
             os.close(root_lock)
+        return dead
+
+    def identity(self) -> UUID | None:
+        """The identity that the store keeps. Raises `Broken` if its file holds something else."""
+        file = self._root / "identity"
+        try:
+            with file.open(encoding="utf-8", errors="replace") as opened:
+                text = opened.read(_SMALL_FILE_BYTES_MAX)
+        except FileNotFoundError:
+            return None
+        if not _UUID.fullmatch(text.removesuffix("\n")):
+            raise Broken(f"{file} is damaged: restore it from a backup")
+        return UUID(text.removesuffix("\n"))
+
+    def adopt(self, identity: UUID) -> UUID:
+        """Keep ``identity`` unless the store has one; return the one that it has, which is durable then."""
+        if self.identity() is None:
+            temporary = self.temporary_file()
+            try:
+                _write_durably(temporary, f"{identity}\n")
+                with suppress(FileExistsError):  # another process was faster
+                    os.link(temporary, self._root / "identity")
+            finally:
+                temporary.unlink(missing_ok=True)
+        sync_directory(self._root)
+        return self.identity() or identity
 
     def check_room(self, size: int) -> None:
         """Raise `StorageFull` unless ``size`` more bytes leave the reserve free. Others may be faster: no promise."""
@@ -165,12 +221,9 @@ class StoreDirectory:
         self._blobs.stat()
 
     def close(self) -> None:
-        """Remove this instance's directory and let go of its lock. Called once."""
+        """Remove this instance's directory, or leave it to the next one that collects, and let go. Called once."""
         try:
             _remove_instance(self._own)
-        except OSError as error:
-            # The next instance that collects debris will try again.
-            log.warning("temporary directory not removed", directory=str(self._own), error=str(error))
         finally:
             os.close(self._lock)
 
@@ -219,7 +272,7 @@ def _check_format(root: Path) -> None:
     file = root / "format"
     try:
         with file.open(encoding="utf-8", errors="replace") as opened:
-            found = opened.read(_FORMAT_BYTES_MAX)
+            found = opened.read(_SMALL_FILE_BYTES_MAX)
     except FileNotFoundError:
         if (root / "blobs").exists():
             raise StartupError(
@@ -237,12 +290,17 @@ def _check_format(root: Path) -> None:
 def _write_whole(file: Path, text: str) -> None:
     """Write a file that is there whole or not at all. Only under the store's lock: the temporary name is fixed."""
     temporary = file.with_name(f"{file.name}.new")
-    with temporary.open("w", encoding="utf-8") as opened:
-        temporary.chmod(_FILE_MODE)
+    _write_durably(temporary, text)
+    temporary.rename(file)
+
+
+def _write_durably(file: Path, text: str) -> None:
+    """Write a file and sync what it holds, not its name."""
+    with file.open("w", encoding="utf-8") as opened:
+        file.chmod(_FILE_MODE)
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
-    temporary.rename(file)
 
 
 def _names(directory: Path) -> Sequence[str]:
@@ -253,32 +311,47 @@ def _names(directory: Path) -> Sequence[str]:
         return []
 
 
-def _collect(directory: Path) -> int:
-    """Remove an instance's directory if its process is dead; return what was removed. Only under the store's lock."""
+def _lock_of_the_dead(directory: Path) -> int | None:
+    """The lock of an instance's directory if its process is dead; None if it lives, or the directory has gone.
+
+    Only under the store's lock: then nobody is making a directory that has no lock yet.
+    """
     try:
-        lock = _lock(directory / "lock", make=False)
+        return _lock(directory / "lock", make=False)
     except BlockingIOError:
-        return 0
+        return None
     except FileNotFoundError:
-        # Its maker died before it made the lock (none is making one now, we hold the store's), or is just closing.
-        return _remove_instance(directory)
-    try:
-        return _remove_instance(directory)
-    finally:
-        os.close(lock)
+        # Its maker died before it made the lock, or it is just being removed: either way there is no more in it.
+        with suppress(FileNotFoundError):
+            return _lock(directory / "lock", make=True)
+        return None
 
 
 def _remove_instance(directory: Path) -> int:
-    """Remove the directory and its files; return how many, without the lock and without what is gone already."""
+    """Remove the directory and its files, the lock last; return how many, without the lock and what is gone already.
+
+    Only while its lock is held. What cannot be removed is logged and left, the lock with it, for the next collector.
+    """
     removed = 0
-    for name in _names(directory):
+    try:
+        for name in _names(directory):
+            if name != "lock":
+                with suppress(FileNotFoundError):
+                    (directory / name).unlink()
+                    removed += 1
         with suppress(FileNotFoundError):
-            (directory / name).unlink()
-            removed += name != "lock"
-    with suppress(FileNotFoundError):
+            (directory / "lock").unlink()
         directory.rmdir()
         removed += 1
+    except OSError as error:
+        # Once the lock's file is gone, another process may take the directory over for removal.
+        if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+            _log_left_behind(directory, error)
     return removed
+
+
+def _log_left_behind(directory: Path, error: OSError) -> None:
+    log.warning("temporary directory not removed", directory=str(directory), error=str(error))
 
 
 def _startup_sentence(root: Path, error: OSError) -> str:

@@ -20,7 +20,7 @@ from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import GivenUp, InvariantBroken
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.hostile import HOSTILE_IDS
-from tierstore.testing.laws.suite import LawSuite
+from tierstore.testing.laws.identity import IdentityLaws
 from tierstore.types.ids import ObjectId, Revision, Scope
 
 A = TypeVar("A")
@@ -56,10 +56,13 @@ def batched(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
         yield entries[start : start + RACERS]
 
 
-class ChangeLogLaws(LawSuite):
+class ChangeLogLaws(IdentityLaws):
     """What every change log does. ``clock`` is the one that its instances are opened with."""
 
     clock: ManualClock
+
+    async def open_store(self) -> ChangeLog:
+        return await self.open()
 
     @abstractmethod
     async def open(self) -> ChangeLog:

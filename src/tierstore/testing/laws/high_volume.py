@@ -36,7 +36,7 @@ from tierstore.limits import MIB
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.hostile import HOSTILE_IDS
 from tierstore.testing.ids import SeededIds
-from tierstore.testing.laws.suite import LawSuite
+from tierstore.testing.laws.identity import IdentityLaws
 from tierstore.types.ids import ObjectId, Scope, Version
 
 SECOND = MICROS_PER_SECOND
@@ -51,6 +51,7 @@ def object_named(key: str, usecase: str = "photos") -> ObjectId:
 IT, OTHER = object_named("it"), object_named("other")
 INLINE = Inline(b"\x00metadata\xff", b"payload")
 TOMBSTONE = Tombstone(b"metadata\x00", UUID(int=7))
+TOMBSTONE_2 = Tombstone(b"other metadata", UUID(int=8))
 GONE = Gone()
 CONTENTS: Sequence[Content] = (INLINE, TOMBSTONE, GONE)
 BEFORE, AFTER = b"v" * 16, b"w" * 16
@@ -79,10 +80,13 @@ def as_head(raw: RawRow) -> RowHead:
     return RowHead(raw.version, shown, raw.expires)
 
 
-class HighVolumeLaws(LawSuite):
+class HighVolumeLaws(IdentityLaws):
     """What every high-volume backend does. ``clock`` is the one that its instances are opened with."""
 
     clock: ManualClock
+
+    async def open_store(self) -> HighVolumeBackend:
+        return await self.open()
 
     @abstractmethod
     async def open(self) -> HighVolumeBackend:
@@ -312,6 +316,23 @@ class HighVolumeLaws(LawSuite):
         assert await store.compare_and_write(IT, None, INLINE, None, if_expired_by=2**62) is None
         assert await self.stored(IT) is None
 
+    @pytest.mark.parametrize("before", [None, *CONTENTS])
+    @pytest.mark.parametrize("content", CONTENTS)
+    async def test_compare_and_write_not_after(
+        self, store: HighVolumeBackend, before: Content | None, content: Content
+    ) -> None:
+        """With ``not_after``, the instant itself is in time, and anything later writes nothing."""
+        raw = None if before is None else RawRow(BEFORE, before, None)
+        if raw is not None:
+            await self.plant(IT, raw)
+        expected = None if raw is None else BEFORE
+        now = self.clock.now()
+        assert await store.compare_and_write(IT, expected, content, None, not_after=now - 1) is None
+        assert await self.stored(IT) == raw
+        version = await store.compare_and_write(IT, expected, content, None, not_after=now)
+        assert version is not None
+        assert await self.stored(IT) == RawRow(version, content, None, now)
+
     async def test_compare_and_write_loses_against_extend(self, store: HighVolumeBackend) -> None:
         """Settling an expired object fails if its deadline was moved meanwhile, though the version is the same."""
         now = self.clock.now()
@@ -330,67 +351,176 @@ class HighVolumeLaws(LawSuite):
             versions.append((await self.now_stored()).version)
             version = await instance.compare_and_write(IT, versions[-1], INLINE, None)
             assert version is not None
-            fenced = await instance.fence(IT, version)
-            assert fenced is not None
-            versions += (version, fenced)
+            versions += (version, (await instance.fence(IT)).version)
         assert len(set(versions)) == len(versions)
+
+    # point
+
+    @pytest.mark.parametrize("before", [None, *CONTENTS])
+    @pytest.mark.parametrize("between", [None, "put_inline", "delete_inline", "extend"])
+    async def test_point_overwrites_what_is_inline(
+        self, store: HighVolumeBackend, second: HighVolumeBackend, before: Content | None, between: str | None
+    ) -> None:
+        """`point` is not kept from its end by inline writes, deletes and extensions that come after its base."""
+        soon = self.clock.now() + SECOND
+        if before is not None:
+            await self.plant(IT, RawRow(BEFORE, before, soon))
+        base = await store.head(IT)
+        match between:
+            case "put_inline":
+                await second.put_inline(IT, INLINE, None)
+            case "delete_inline":
+                await second.delete_inline(IT)
+            case "extend" if base is not None:
+                await second.extend(IT, base.version, soon + SECOND)
+        made = before is None and between == "put_inline"
+        meanwhile = await self.stored(IT)
+        written = await store.point(IT, base, TOMBSTONE_2, 7 * SECOND, not_after=self.clock.now())
+        assert written is not made, "a row that was made meanwhile is a conflict"
+        if made:
+            assert await self.stored(IT) == meanwhile
+            return
+        row = await self.now_stored()
+        assert row == RawRow(row.version, TOMBSTONE_2, 7 * SECOND, self.clock.now())
+        assert row.version != BEFORE
+        assert await store.read(IT) == Row(row.version, TOMBSTONE_2, 7 * SECOND)
+
+    @pytest.mark.parametrize("before", [None, *CONTENTS])
+    async def test_point_loses_against_a_fence(
+        self, store: HighVolumeBackend, second: HighVolumeBackend, before: Content | None
+    ) -> None:
+        """After a fence, `point` from before it writes nothing, whatever was written since; from after it, it does."""
+        if before is not None:
+            await self.plant(IT, RawRow(BEFORE, before, None))
+        base = await store.head(IT)
+        fenced = await second.fence(IT)
+        for _ in range(2):
+            raw = await self.stored(IT)
+            assert not await store.point(IT, base, TOMBSTONE_2, None, not_after=self.clock.now())
+            assert await self.stored(IT) == raw
+            await second.put_inline(IT, INLINE, None)
+        assert await store.point(IT, fenced, TOMBSTONE_2, None, not_after=self.clock.now())
+
+    async def test_point_loses_against_another_blob(self, store: HighVolumeBackend, second: HighVolumeBackend) -> None:
+        """A row that points to another blob than the base did, or no longer to it, is a conflict."""
+        await store.put_inline(IT, INLINE, None)
+        inline = await store.head(IT)
+        assert await second.point(IT, inline, TOMBSTONE, None, not_after=self.clock.now())
+        pointing = await store.head(IT)
+        assert pointing is not None
+        assert not await store.point(IT, inline, TOMBSTONE_2, None, not_after=self.clock.now())
+        assert await second.point(IT, pointing, TOMBSTONE_2, None, not_after=self.clock.now())
+        assert not await store.point(IT, pointing, TOMBSTONE, None, not_after=self.clock.now())
+        row = await store.head(IT)
+        assert row is not None
+        assert await second.compare_and_write(IT, row.version, GONE, None) is not None
+        assert not await store.point(IT, row, TOMBSTONE, None, not_after=self.clock.now())
+        assert await store.point(IT, await store.head(IT), TOMBSTONE, None, not_after=self.clock.now())
+
+    @pytest.mark.parametrize("before", [None, *CONTENTS])
+    async def test_point_not_after(self, store: HighVolumeBackend, before: Content | None) -> None:
+        """The instant itself is in time, and anything later writes nothing."""
+        if before is not None:
+            await self.plant(IT, RawRow(BEFORE, before, None))
+        raw = await self.stored(IT)
+        base = await store.head(IT)
+        now = self.clock.now()
+        assert not await store.point(IT, base, TOMBSTONE_2, None, not_after=now - 1)
+        assert await self.stored(IT) == raw
+        assert await store.point(IT, base, TOMBSTONE_2, None, not_after=now)
+
+    async def test_point_from_a_row_that_was_removed(self, store: HighVolumeBackend) -> None:
+        """A base whose row has been removed physically, or removed and made anew, is a conflict."""
+        await store.put_inline(IT, INLINE, None)
+        base = await store.head(IT)
+        await store.delete_inline(IT)
+        assert await store.remove_markers(self.clock.now(), 9) == 1
+        assert not await store.point(IT, base, TOMBSTONE, None, not_after=self.clock.now())
+        assert await self.stored(IT) is None
+        await store.put_inline(IT, INLINE, None)
+        assert not await store.point(IT, base, TOMBSTONE, None, not_after=self.clock.now())
+
+    async def test_one_of_many_points_from_nothing_wins(
+        self, store: HighVolumeBackend, second: HighVolumeBackend
+    ) -> None:
+        """Of writers that found no row, exactly one makes it."""
+        tombstones = [Tombstone(b"", UUID(int=number)) for number in range(32)]
+        won = await asyncio.gather(
+            *(
+                (store, second)[number % 2].point(IT, None, each, None, not_after=self.clock.now())
+                for number, each in enumerate(tombstones)
+            )
+        )
+        assert sum(won) == 1
+        assert (await self.now_stored()).content == tombstones[won.index(True)]
+
+    async def test_a_version_from_before_a_point_is_dead(self, store: HighVolumeBackend) -> None:
+        """`point` is a write of content: compare-and-writes and extensions from before it fail."""
+        await store.put_inline(IT, INLINE, self.clock.now() + SECOND)
+        base = await store.head(IT)
+        assert base is not None
+        assert await store.point(IT, base, TOMBSTONE, self.clock.now() + SECOND, not_after=self.clock.now())
+        assert await store.compare_and_write(IT, base.version, INLINE, None) is None
+        assert not await store.extend(IT, base.version, self.clock.now() + 2 * SECOND)
 
     # fence
 
     @pytest.mark.parametrize("content", CONTENTS)
-    @pytest.mark.parametrize("expires", [None, 3 * SECOND])
+    @pytest.mark.parametrize("expires", [None, 1, 3 * SECOND])
     async def test_fence_changes_the_version_only(
         self, store: HighVolumeBackend, content: Content, expires: UnixMicros | None
     ) -> None:
-        """`fence` gives the row a new version, and leaves content and deadline alone."""
+        """`fence` gives the row a new version, leaves content and deadline alone, and returns the row as it then is."""
         await self.plant(IT, RawRow(BEFORE, content, expires))
-        version = await store.fence(IT, BEFORE)
-        assert version is not None
-        assert version != BEFORE
+        row = await store.fence(IT)
+        assert row.version != BEFORE
+        assert row == await store.head(IT)
         fenced = await self.now_stored()
-        assert fenced == RawRow(version, content, expires, fenced.changed)
-        assert await store.read(IT) == Row(version, content, expires)
+        assert fenced == RawRow(row.version, content, expires, self.clock.now())
+        assert await store.read(IT) == Row(row.version, content, expires)
 
     async def test_fence_of_nothing_leaves_gone(self, store: HighVolumeBackend) -> None:
-        """`fence` from None writes a `Gone` row where there is none."""
-        version = await store.fence(IT, None)
-        assert version is not None
-        assert await self.stored(IT) == RawRow(version, GONE, None, self.clock.now())
-
-    @pytest.mark.parametrize("before", [None, *CONTENTS])
-    @pytest.mark.parametrize("expected", [None, AFTER, b""])
-    async def test_fence_from_another_version(
-        self, store: HighVolumeBackend, before: Content | None, expected: Version | None
-    ) -> None:
-        """`fence` from any other version, or from None where there is a row, returns None and writes nothing."""
-        raw = None if before is None else RawRow(BEFORE, before, 3 * SECOND)
-        if raw is not None:
-            await self.plant(IT, raw)
-        elif expected is None:
-            expected = AFTER
-        assert await store.fence(IT, expected) is None
-        assert await self.stored(IT) == raw
+        """`fence` writes a `Gone` row where there is none."""
+        row = await store.fence(IT)
+        assert row == RowHead(row.version, GONE, None)
+        assert await self.stored(IT) == RawRow(row.version, GONE, None, self.clock.now())
 
     @pytest.mark.parametrize("content", CONTENTS)
     async def test_fenced_operations_fail(self, store: HighVolumeBackend, content: Content) -> None:
-        """After `fence`, whatever still has the older version fails: compare-and-write, extension, another fence."""
+        """After `fence`, whatever still has the older version fails: compare-and-write, extension."""
         deadline = self.clock.now() + SECOND
         await self.plant(IT, RawRow(BEFORE, content, deadline))
-        version = await store.fence(IT, BEFORE)
-        assert version is not None
+        row = await store.fence(IT)
         fenced = await self.stored(IT)
         assert await store.compare_and_write(IT, BEFORE, INLINE, None) is None
         assert await store.compare_and_write(IT, BEFORE, GONE, None, if_expired_by=deadline) is None
         assert not await store.extend(IT, BEFORE, deadline + SECOND)
-        assert await store.fence(IT, BEFORE) is None
         assert await self.stored(IT) == fenced
-        assert await store.compare_and_write(IT, version, INLINE, None) is not None
+        assert await store.compare_and_write(IT, row.version, INLINE, None) is not None
 
     async def test_fenced_absence(self, store: HighVolumeBackend) -> None:
         """After `fence` of nothing, a compare-and-write that found nothing fails."""
-        version = await store.fence(IT, None)
+        row = await store.fence(IT)
         assert await store.compare_and_write(IT, None, INLINE, None) is None
-        assert await store.compare_and_write(IT, version, INLINE, None) is not None
+        assert await store.compare_and_write(IT, row.version, INLINE, None) is not None
+
+    async def test_fences_and_writers_at_once(self, store: HighVolumeBackend, second: HighVolumeBackend) -> None:
+        """However fences and writers interleave, a writer that read before a fence loses, and fences never fail."""
+        await store.put_inline(IT, INLINE, None)
+
+        async def fence(instance: HighVolumeBackend) -> Version:
+            return (await instance.fence(IT)).version
+
+        async def write(instance: HighVolumeBackend) -> Version | None:
+            row = await instance.head(IT)
+            assert row is not None
+            return await instance.compare_and_write(IT, row.version, GONE, None)
+
+        instances = (store, second) * 8
+        versions = await asyncio.gather(*(work(instance) for instance in instances for work in (fence, write)))
+        given = [version for version in versions if version is not None]
+        assert len(set(given)) == len(given)
+        assert (await self.now_stored()).version in given
 
     # extend
 
@@ -551,7 +681,7 @@ class HighVolumeLaws(LawSuite):
             self.clock.set_now(at)
             await store.put_inline(object_named(f"deleted {at}"), INLINE, None)
             await store.delete_inline(object_named(f"deleted {at}"))
-            assert await store.fence(object_named(f"fenced {at}"), None) is not None
+            await store.fence(object_named(f"fenced {at}"))
             assert await store.compare_and_write(object_named(f"written {at}"), None, GONE, None) is not None
         assert await store.remove_markers(9, 100) == 0
         assert await store.remove_markers(20, 100) == 6
@@ -707,7 +837,7 @@ class HighVolumeLaws(LawSuite):
         """A store that was closed and opened again has the rows, versions and deadlines it had."""
         await store.put_inline(object_named("inline"), INLINE, 5)
         await store.compare_and_write(object_named("tombstone"), None, TOMBSTONE, None)
-        await store.fence(object_named("gone"), None)
+        await store.fence(object_named("gone"))
         await store.put_inline(object_named("removed"), INLINE, None)
         before = await scan_all(store, "")
         await store.close()
@@ -812,12 +942,21 @@ def any_operation(random: Random, versions: VersionPairs, clock: ManualClock) ->
         lambda store, which: store.compare_and_write(object_id, expected[which], content, expires),
         lambda store, which: store.compare_and_write(object_id, expected[which], content, expires),
         lambda store, which: store.compare_and_write(object_id, expected[which], content, expires, if_expired_by=soon),
-        lambda store, which: store.fence(object_id, expected[which]),
+        lambda store, _: store.fence(object_id),
+        lambda store, _: point_from_now(store, object_id, soon),
+        lambda store, which: store.compare_and_write(object_id, expected[which], content, expires, not_after=soon),
         lambda store, which: store.extend(object_id, live(which), soon),
         lambda store, _: expired_in_order(store, soon),
         lambda store, _: store.remove_markers(soon - 20, 100),
     )
     return random.choice(operations)
+
+
+async def point_from_now(store: HighVolumeBackend, object_id: ObjectId, not_after: UnixMicros) -> bool:
+    """`point` the row as it is now to a blob, with an inline write in between."""
+    base = await store.head(object_id)
+    await store.put_inline(object_id, INLINE, None)
+    return await store.point(object_id, base, Tombstone(b"p", UUID(int=77)), None, not_after=not_after)
 
 
 async def expired_in_order(store: HighVolumeBackend, by: UnixMicros) -> list[FoundRow]:

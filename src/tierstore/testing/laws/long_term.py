@@ -25,7 +25,7 @@ from tierstore.limits import MIB, Limits
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.hostile import HOSTILE_IDS
 from tierstore.testing.ids import SeededIds
-from tierstore.testing.laws.suite import LawSuite
+from tierstore.testing.laws.identity import IdentityLaws
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.ranges import Span
 
@@ -162,10 +162,13 @@ async def listed(store: LongTermBackend, prefix: str = "", page: int = 1000) -> 
     return found
 
 
-class LongTermLaws(LawSuite):
+class LongTermLaws(IdentityLaws):
     """What every long-term store does. ``clock`` is the one that its instances are opened with."""
 
     clock: ManualClock
+
+    async def open_store(self) -> LongTermBackend:
+        return await self.open(LIMITS)
 
     @abstractmethod
     async def open(self, limits: Limits) -> LongTermBackend:

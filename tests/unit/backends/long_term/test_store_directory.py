@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tierstore.backends.long_term.blob_file import BlobWriter
 from tierstore.backends.long_term.store_directory import StoreDirectory
-from tierstore.errors import StartupError, Unavailable
+from tierstore.errors import Broken, StartupError, Unavailable
 from tierstore.testing.ids import SeededIds
 from tierstore.types.ids import ObjectId, Revision
 
@@ -246,3 +247,69 @@ def test_close_after_everything_was_removed(root: Path) -> None:
         (own,) = (root / "tmp").iterdir()
         (own / "a directory").mkdir()
     assert own.exists()
+
+
+def test_what_cannot_be_removed_is_passed_over(root: Path) -> None:
+    """A directory that cannot be collected is logged, and keeps nobody from the others, now or later."""
+    with opened(root) as directory:
+        stuck = abandoned_instance(root, "0")
+        (stuck / "a directory").mkdir()
+        no_directory = root / "tmp" / str(_ids.uuid())
+        no_directory.write_text("not ours")
+        endless = root / "tmp" / str(_ids.uuid())
+        endless.mkdir()
+        (endless / "lock").symlink_to(endless / "lock")
+        others = [abandoned_instance(root, "0"), abandoned_instance(root, "0")]
+        for _ in range(2):
+            with capture_logs() as logs:
+                directory.remove_debris()
+            assert {entry["directory"] for entry in logs} == {str(stuck), str(no_directory), str(endless)}
+            assert {entry["log_level"] for entry in logs} == {"warning"}
+        assert not any(other.exists() for other in others)
+        assert (stuck / "a directory").exists()
+
+
+def test_a_start_does_not_wait_for_removals(root: Path) -> None:
+    """While what the dead left is removed, however much that is, processes start and other collectors pass it by."""
+    met: list[int] = []
+    watched = True
+
+    def start_and_collect(event: str, arguments: tuple[object, ...]) -> None:
+        if watched and event == "os.remove" and Path(str(arguments[0])).parent == dead:
+            with opened(root) as other:
+                met.append(other.remove_debris())
+
+    with opened(root) as directory:
+        dead = abandoned_instance(root, "0", "1")
+        sys.addaudithook(start_and_collect)  # called before each removal
+        try:
+            assert directory.remove_debris() == 3
+        finally:
+            watched = False
+    assert met == [0, 0, 0]
+    assert not dead.exists()
+
+
+def test_an_interrupted_adoption(root: Path) -> None:
+    """An identity is there whole or not at all; what a killed adopter left is debris."""
+    with opened(root) as directory:
+        left = abandoned_instance(root, "0")
+        (left / "0").write_text("018f")
+        assert directory.identity() is None
+        uuid = _ids.uuid()
+        assert directory.adopt(uuid) == uuid
+        assert (root / "identity").read_text() == f"{uuid}\n"
+        assert (root / "identity").stat().st_mode & 0o777 == 0o600
+        assert directory.remove_debris() == 2
+
+
+@pytest.mark.parametrize("text", ["", "018f3c2e", "\0" * 100_000, f"{UUID(int=1)}\n\n", f"{UUID(int=1)}x"])
+def test_a_damaged_identity(root: Path, text: str) -> None:
+    """A file that holds no identity is not taken for none, and not replaced."""
+    with opened(root) as directory:
+        (root / "identity").write_text(text)
+        with pytest.raises(Broken, match="damaged"):
+            directory.identity()
+        with pytest.raises(Broken, match="damaged"):
+            directory.adopt(_ids.uuid())
+        assert (root / "identity").read_text() == text

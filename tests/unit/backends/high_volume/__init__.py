@@ -1,0 +1,1 @@
+"""Tests: high-volume backends."""
