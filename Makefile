@@ -28,7 +28,7 @@ help: ## list the commands
 		|| grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST)
 
 serve: $(RUNTIME) ## run the service without auth, on this machine only; PORT=8888 DATA=data WORKERS=1
-	@exec env PYTHONPATH="$(CURDIR)/src" $(PY) -m tierstore serve --no-auth --data "$(DATA)" \
+	@exec $(PY) -m tierstore serve --no-auth --data "$(DATA)" \
 		$(if $(PORT),--port "$(PORT)") $(if $(WORKERS),--workers "$(WORKERS)")
 
 test: static ## everything that must pass: check, all tests, the coverage gates; ARGS=pytest's
@@ -89,6 +89,7 @@ $(VENV)/.made:
 $(RUNTIME): requirements.lock | $(VENV)/.made
 	@echo "Installing what the service needs"
 	@$(PIP_INSTALL) --only-binary=:all: --require-hashes -r requirements.lock
+	@$(PY) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "tierstore-source.pth").write_text(sys.argv[1] + "\n")' "$(CURDIR)/src"
 	@touch $@
 
 $(DEV): requirements-dev.lock pyproject.toml | $(VENV)/.made

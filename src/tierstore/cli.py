@@ -99,8 +99,8 @@ def with_settings(command: Command) -> Command:
 def serve(**options: Any) -> None:
     """Start the server.
 
-    Without settings it listens on 127.0.0.1:8888, keeps its data in ./data, and refuses requests that carry no valid
-    token; --no-auth lets everybody in.
+    Without settings it listens on 127.0.0.1:8888, keeps its data in ./data, and refuses every request for objects, as
+    this release cannot check tokens yet; --no-auth lets everybody in.
 
     SIGTERM or Ctrl+C stops it cleanly: requests under way are finished first, for at most http.shutdown_grace. A second
     Ctrl+C stops it at once (exit code 130); no acknowledged object is lost either way.

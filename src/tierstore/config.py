@@ -118,7 +118,10 @@ class Http(Section, frozen=True):
 class Auth(Section, frozen=True):
     """Who may do what."""
 
-    enforce: Annotated[bool, Meta(description="Whether requests need a valid token.")] = True
+    enforce: Annotated[
+        bool,
+        Meta(description="Whether requests need a valid token; this release knows none, and then refuses all."),
+    ] = True
 
 
 class Tiering(Section, frozen=True):

@@ -83,6 +83,8 @@ def _refuse_what_is_not_offered(exchange: Exchange) -> None:
     if kind == "resumable" or "session" in parameters:
         raise NotOffered(
             "this release does not offer resumable uploads; send the whole object with a plain PUT or POST"
+            if method != "DELETE"
+            else "this release does not offer resumable uploads, so there is none to cancel"
         )
     if kind is not None:
         raise InvalidRequest("upload_type is resumable, or left out")

@@ -144,7 +144,7 @@ def _announce(config: Config, host: str, port: int) -> None:
             operation_deadline_seconds=deadline,
         )
     if config.auth.enforce:
-        log.warning("requests for objects are refused: auth is enforced and no key is configured; see --no-auth")
+        log.warning("requests for objects are refused: auth is enforced, and this release knows no keys; see --no-auth")
     elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         log.warning("auth is off and the address is not loopback: whoever reaches it can read and write everything")
     if logs_for_people(config.log):
