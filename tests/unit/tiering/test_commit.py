@@ -312,6 +312,7 @@ async def test_a_body_that_takes_too_long_is_given_up() -> None:
         (InvariantBroken("scripted"), True),
         (asyncio.CancelledError(), True),
         (Unavailable("scripted"), False),
+        (TimeoutError("the store's own, which promises nothing"), False),
         (RuntimeError("a bug in a backend"), False),
     ],
 )
