@@ -21,9 +21,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tierstore import cli, errors, telemetry
 from tierstore.config import ENVIRONMENT_PREFIX
 from tierstore.http.responses import STATUS_BY_ERROR, STATUS_DISCONNECTED, error_response
+from tierstore.idsource import SystemIds
 from tierstore.limits import KIB, MIB, Limits
 from tierstore.testing.server import ServerProcess
 from tierstore.types.durations import format_duration
+from tierstore.types.ids import ObjectId, Revision
+from tierstore.types.multipart import UploadId
 from tierstore.types.sizes import SIZE_PATTERN, format_size
 
 ROOT: Final = Path(__file__).parent.parent
@@ -265,6 +268,9 @@ def test_the_fields_of_the_request_log_are_described(server: ServerProcess) -> N
     """The table of fields has what the lines of requests have, and nothing else."""
     url = f"{server.url}/v1/objects/logs/_/object"
     assert [request(url, "PUT", b"x"), request(url, "GET"), request(f"{url}s", "GET")] == [200, 200, 404]
+    unknown = UploadId(Revision(ObjectId("logs", (), "object"), SystemIds().upload_uuid()), "").encode()
+    complete = f"{server.url}/v1/objects:multipart:complete/logs/_/object?upload_id={unknown}"
+    assert request(complete, "POST", b'{"parts": [{"part_number": 1, "etag": "none"}]}') == 200
     logged = {field for line in server.logs("request") for field in line}
     assert {name for row in tables(OPERATIONS, "field", "meaning") for name in quoted(row[0])} == logged
 

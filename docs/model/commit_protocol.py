@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Explicit-state model of tierstore's commit protocol (docs/protocol.md), multipart uploads (not built yet) included.
+"""Explicit-state model of tierstore's commit protocol (docs/protocol.md), multipart uploads included.
 
 One object, one row in the high-volume store (HV), a long-term store (LT), the change log. Each step of an operation is
 one atomic access to one store. Every interleaving is explored, with one crash at any step (a crashed process's last
-compare-and-write may still arrive later), and these are checked in every state:
+compare-and-write or assembly may still arrive later), and these are checked in every state:
 
   no dangling   a tombstone in HV always points to a blob that exists
   at most once  a revision is committed at most once
@@ -23,7 +23,7 @@ from collections import deque
 
 # row  (version, content, token); content: ("none",) | ("inline", n) | ("tomb", revision) | ("gone",)
 #      A version is never used twice: deletes leave "gone"; only a row that never existed has version 0. The token is new
-#      with the row and with every fence, and stays through all other writes.
+#      with the row, with every fence, and with every write that begins or ends pointing to a blob; else it stays.
 # log  set of (revision, owner, role, epoch, state): role new|old; owner "U" = the entry that all attempts to complete
 #      one upload share; state open|condemned|done
 RULES = frozenset({"old-check", "gone-marker", "condemned-check", "fence", "abort-first", "revalidate", "record-old",
@@ -56,17 +56,17 @@ def step(rules, kind, me, pc, loc, st):
     """All outcomes of one atomic step of operation `me`: (next pc, locals, changes to the shared state)."""
     row, lt, log = st["row"], st["lt"], st["log"]
     go = lambda pc, loc=(), **changes: [(pc, loc, changes)]
-    write = lambda content, token=None: {"row": (st["next"], content, (row[2] if row[2] else st["next"]) if token is None else token), "next": st["next"] + 1}
+    keeps = lambda content: row[2] and ("pointer" not in rules or "tomb" not in (row[1][0], content[0]))
+    write = lambda content, fence=False: {"row": (st["next"], content, row[2] if keeps(content) and not fence else st["next"]), "next": st["next"] + 1}
     gone = ("gone",) if "gone-marker" in rules else None
     erase = {"row": (0, ("none",), 0)} if gone is None else write(gone)
     matches = lambda base: row[0] == base or "version-cas" not in rules
-    tomb = lambda content: content[1] if content[0] == "tomb" else None
-    free = lambda base: (row[2] == base[2] or "token" not in rules) and (tomb(row[1]) == tomb(base[1]) or "pointer" not in rules)
+    free = lambda base: row[2] == base[2] or "token" not in rules
 
-    if kind == "A":  # locals: base version, base content, epoch
+    if kind == "A":  # locals: base version, base content, base token, whether the blob has been seen, epoch
         rev = "r1"
         if pc == "read":
-            return go("ok") if row[1] == ("tomb", rev) else go("old?", row)
+            return go("ok") if row[1] == ("tomb", rev) else go("old?", (*row, loc == ("seen",)))
         if pc == "old?":  # somebody has swapped this revision out: it was committed before
             swapped = any(e[0] == rev and e[2] == "old" for e in log)
             return go("ok") if swapped and "old-check" in rules else go("claim", loc)
@@ -74,13 +74,16 @@ def step(rules, kind, me, pc, loc, st):
             e = entry(log, rev, "U")
             if e and e[4] == "done":
                 return go("ok")
-            if e and e[4] == "condemned" and "condemned-check" in rules:
-                return go("read")  # a sweeper is at work: look again (an implementation waits, then answers "retry")
-            epoch = e[3] + 1 if e else 1
+            if e is None:
+                return go("failed")  # unknown: it was begun (an initiated upload has its entry), so it has been swept
+            if e[4] == "condemned" and "condemned-check" in rules:
+                # A sweeper is at work: look again (an implementation waits, then answers "retry").
+                return go("read", ("seen",) if loc[3] else ())
+            epoch = e[3] + 1
             new = (log - {e}) | {(rev, "U", "new", epoch, "open")}
             if loc[1][0] == "tomb" and "record-old" in rules:
                 new |= {(loc[1][1], me, "old", 0, "open")}
-            return go("assemble", (*loc, epoch), log=frozenset(new))
+            return go("swap" if loc[3] else "assemble", (*loc, epoch), log=frozenset(new))
         if pc == "assemble":  # LT completes at most once; a repeat may answer anything, so its answer is not used
             return go("head", loc, upload="used", lt=lt | {rev}) if st["upload"] == "open" else go("head", loc)
         if pc == "head":
@@ -89,11 +92,11 @@ def step(rules, kind, me, pc, loc, st):
             e = entry(log, rev, "U")
             return go("ok") if e and e[4] == "done" else go("failed")
         if pc == "swap":
-            if not matches(loc[0]):
+            if not free(loc):
                 return go("again", loc)
             return go("done", loc, commits=(*st["commits"], rev), **write(("tomb", rev)))
         if pc == "again":
-            return go("read", log=without(log, owner=me))
+            return go("read", ("seen",), log=without(log, owner=me))
         if pc == "done":
             return go("delete-old" if loc[1][0] == "tomb" else "ok", loc, log=mark(log, rev, "done"))
 
@@ -140,7 +143,7 @@ def step(rules, kind, me, pc, loc, st):
         (rev, owner, role, epoch, _), = loc
         if pc == "fence":  # changes only the version: compare-and-writes based on older versions die
             content = ("gone",) if row[1][0] == "none" else row[1]
-            fenced = write(content, st["next"]) if "fence" in rules else {}
+            fenced = write(content, fence=True) if "fence" in rules else {}
             if row[1] == ("tomb", rev):
                 return go("keep", loc, **fenced)
             if owner == "U" and any(e[0] == rev and e[2] == "old" for e in log):
@@ -167,7 +170,8 @@ def settle(st):
 
 def explore(ops, rules=RULES, crashes=1):
     names = [f"{k}{i}" for i, k in enumerate(ops)]
-    st0 = {"row": (0, ("none",), 0), "lt": frozenset(), "log": frozenset(), "upload": "open", "next": 1, "commits": (),
+    begun = frozenset({("r1", "U", "new", 0, "open")} if "A" in ops else ())
+    st0 = {"row": (0, ("none",), 0), "lt": frozenset(), "log": begun, "upload": "open", "next": 1, "commits": (),
            "uploaded": frozenset()}
     first = (tuple(sorted(st0.items())), tuple(("read", ()) for _ in names), crashes)
     parent, queue = {first: None}, deque([first])
@@ -192,15 +196,16 @@ def explore(ops, rules=RULES, crashes=1):
             if pc in over:
                 continue
             seen = dict(st, live=live)
-            if pc == "ghost":  # the process is gone; its compare-and-write arrives late, or never
-                nexts = [("dead", (), ch) for _, _, ch in step(rules, ops[i], names[i], "swap", loc, seen) if "row" in ch]
+            if pc == "ghost":  # the process is gone; its compare-and-write or its assembly arrives late, or never
+                late = step(rules, ops[i], names[i], *loc, seen)
+                nexts = [("dead", (), ch) for _, _, ch in late if "row" in ch or "upload" in ch]
                 nexts.append(("dead", (), {}))
             else:
                 nexts = step(rules, ops[i], names[i], pc, loc, seen)
                 if ops[i] == "A" and "r1" in st["commits"] and any(n == "failed" for n, _, _ in nexts):
                     fail("attempt failed although the upload had been committed", key)
                 if left:
-                    nexts = [*nexts, ("ghost" if pc == "swap" else "dead", loc if pc == "swap" else (), {})]
+                    nexts = [*nexts, ("ghost", (pc, loc), {}) if pc in {"swap", "assemble"} else ("dead", (), {})]
             for npc, nloc, changes in nexts:
                 ns = dict(st, **changes)
                 died = pc != "ghost" and npc in ("dead", "ghost")

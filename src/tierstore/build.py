@@ -32,8 +32,11 @@ from tierstore.limits import Limits
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.commit import Committer
+from tierstore.tiering.operations import Operations
+from tierstore.tiering.settling import Settler
 from tierstore.tiering.sweeper import Sweeper
 from tierstore.tiering.tiered import TieredStore
+from tierstore.tiering.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +56,22 @@ class Stores:
     changelog: ChangeLog
 
 
-def create_application(config: Config, draining: Callable[[], bool]) -> ASGIApp:
+OpenStores = Callable[[Config, Limits, Clock, IdSource], AbstractAsyncContextManager[Stores]]
+"""Opens stores, and closes them at the end."""
+
+
+def create_application(
+    config: Config, draining: Callable[[], bool], open_stores_of: OpenStores | None = None
+) -> ASGIApp:
     """The ASGI application of one worker. Its lifespan opens the stores and closes them.
 
     ``draining`` tells whether the process has been asked to stop; readiness says so while it still serves.
+    ``open_stores_of`` opens other stores than the configured ones, for tests that serve over stores which fail.
     """
     limits, clock, ids = limits_from(config), SystemClock(), SystemIds()
 
     def open_served() -> AbstractAsyncContextManager[Served]:
-        return _open_served(config, limits, clock, ids)
+        return _open_served(config, limits, clock, ids, open_stores_of or open_stores)
 
     settings = HttpSettings(
         limits=limits, clock=clock, ids=ids, max_requests=config.http.max_requests, draining=draining
@@ -190,17 +200,23 @@ def _listed(stores: Sequence[_Placed]) -> str:
 
 
 @asynccontextmanager
-async def _open_served(config: Config, limits: Limits, clock: Clock, ids: IdSource) -> AsyncIterator[Served]:
+async def _open_served(
+    config: Config, limits: Limits, clock: Clock, ids: IdSource, open_stores_of: OpenStores
+) -> AsyncIterator[Served]:
     """The service over the stores, with its background work. At the end: mutations, cleanup, sweeper, stores."""
-    async with open_stores(config, limits, clock, ids) as stores:
+    async with open_stores_of(config, limits, clock, ids) as stores:
         mutations = TaskOwner(limits.mutations_max, _report_failure)
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         periodic = TaskOwner(1, _report_failure)
         high_volume, long_term, changelog = stores.high_volume, stores.long_term, stores.changelog
-        committer = Committer(high_volume, long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        operations = Operations(long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        every = (high_volume, long_term, changelog)
+        committer = Committer(*every, operations, limits=limits, clock=clock, ids=ids)
+        settler = Settler(*every, limits=limits, clock=clock)
+        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
         store = TieredStore(high_volume, long_term, committer, limits=limits, clock=clock, cleanup=cleanup)
-        sweeper = Sweeper(high_volume, long_term, changelog, committer, limits=limits, clock=clock, ids=ids)
-        service = ObjectService(store, high_volume, long_term, changelog, ids=ids, mutations=mutations)
+        sweeper = Sweeper(*every, committer, settler, limits=limits, clock=clock, ids=ids)
+        service = ObjectService(store, uploads, *every, ids=ids, mutations=mutations)
         periodic.spawn("sweeper", sweeper.run(config.sweeper.period))
         try:
             yield Served(service=service, gate=Gate(enforce=config.auth.enforce))

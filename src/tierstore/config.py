@@ -26,7 +26,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from tierstore.errors import ConfigError, InvalidRequest
-from tierstore.limits import KIB, MIB, TIB, Limits
+from tierstore.limits import GIB, KIB, MIB, TIB, Limits
 from tierstore.types.durations import format_duration, parse_duration
 from tierstore.types.sizes import SIZE_PATTERN, format_size, parse_size
 
@@ -146,6 +146,23 @@ class Sweeper(Section, frozen=True):
     ] = 300.0
 
 
+class Uploads(Section, frozen=True):
+    """Multipart uploads. Durations are in seconds."""
+
+    retention: Annotated[
+        float, _duration(1, 365 * 86_400, "An upload that nobody has completed is aborted this long after it began.")
+    ] = 7 * 86_400.0
+    outcome_retention: Annotated[
+        float,
+        _duration(
+            1, 365 * 86_400, "How long it is remembered that an upload was completed, for clients that ask again."
+        ),
+    ] = 7 * 86_400.0
+    part_min: Annotated[
+        int, _size(0, 5 * GIB, "The smallest part, the last one excepted; 5 MiB to behave like S3.")
+    ] = 0
+
+
 class Log(Section, frozen=True):
     """What is written to standard error."""
 
@@ -169,6 +186,7 @@ class Config(Section, frozen=True):
     auth: Auth = Auth()
     tiering: Tiering = Tiering()
     sweeper: Sweeper = Sweeper()
+    uploads: Uploads = Uploads()
     log: Log = Log()
 
     @property
@@ -204,6 +222,9 @@ def limits_from(config: Config) -> Limits:
         operation_deadline_seconds=config.tiering.operation_deadline,
         entry_grace_seconds=config.sweeper.grace,
         sweep_second_visit_seconds=config.sweeper.second_visit,
+        upload_retention_seconds=config.uploads.retention,
+        outcome_retention_seconds=config.uploads.outcome_retention,
+        part_bytes_min=config.uploads.part_min,
     )
 
 

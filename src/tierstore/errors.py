@@ -6,13 +6,19 @@
     ├── ClientMistake                the request is wrong; sending it again will not help
     │   ├── InvalidRequest           malformed id, header, range, body                 400
     │   ├── IncompleteBody           the body ended before its announced length        400
+    │   ├── ChecksumMismatch         the body is not what its ``Content-MD5`` says      400
+    │   ├── InvalidPart              a part that is named is not there, or is another  400
+    │   ├── InvalidPartOrder         parts are not named in ascending order            400
+    │   ├── EntityTooSmall           a part but the last is below ``part_bytes_min``   400
     │   ├── ObjectNotFound           absent, deleted or expired                        404
+    │   ├── NoSuchUpload             unknown, aborted, or completed long ago           404
     │   ├── MethodNotAllowed         the address exists, the method does not           405
     │   ├── RequestTimeout           the head of the request came too slowly           408
     │   ├── LengthRequired           a body whose end cannot be told                   411
     │   ├── ObjectTooLarge           beyond ``object_bytes_max``                       413
     │   ├── TargetTooLong            the request target is longer than we read         414
     │   ├── RangeNotSatisfiable      the range starts past the end                     416
+    │   ├── InvalidDocument          well-formed JSON that says what makes no sense    422
     │   └── HeadersTooLarge          beyond ``header_bytes_max``                       431
     ├── ClientDisconnected           the caller went away; nobody reads an answer      499
     ├── Refusal                      well-formed, but not for this caller
@@ -50,6 +56,30 @@ class InvalidRequest(ClientMistake):
 
 class IncompleteBody(ClientMistake):
     """The request body ended before its announced length. Nothing was stored."""
+
+
+class ChecksumMismatch(ClientMistake):
+    """The body does not have the digest that the request announced. Nothing of it was stored."""
+
+
+class InvalidDocument(ClientMistake):
+    """The body is JSON, but not what this address takes."""
+
+
+class NoSuchUpload(ClientMistake):
+    """There is no such multipart upload: it was never begun, was aborted or given up, or was completed long ago."""
+
+
+class InvalidPart(ClientMistake):
+    """A part that was named to complete an upload has not been uploaded, or has another ETag. Nothing was changed."""
+
+
+class InvalidPartOrder(ClientMistake):
+    """The parts that were named to complete an upload are not in ascending order. Nothing was changed."""
+
+
+class EntityTooSmall(ClientMistake):
+    """A part that is not the last one is smaller than this store allows. Nothing was changed."""
 
 
 class ObjectNotFound(ClientMistake):

@@ -10,6 +10,12 @@ from uuid import UUID
 
 import uuid_utils.compat
 
+from tierstore.types.ids import UPLOAD_UUID_VERSION
+
+_UUID_VERSION_SHIFT = 76
+_UUID_VERSION_BITS = 0xF << _UUID_VERSION_SHIFT
+"""RFC 9562, section 4.2: the most significant bits of octet 6."""
+
 
 class IdSource(ABC):
     """Draws identifiers. Safe to call from any thread."""
@@ -17,6 +23,10 @@ class IdSource(ABC):
     @abstractmethod
     def uuid(self) -> UUID:
         """A UUID that was never drawn before, by any process: revisions, change log owners, request ids."""
+
+    def upload_uuid(self) -> UUID:
+        """A UUID as by `uuid`, marked as that of a revision that a multipart upload makes."""
+        return UUID(int=self.uuid().int & ~_UUID_VERSION_BITS | UPLOAD_UUID_VERSION << _UUID_VERSION_SHIFT)
 
     @abstractmethod
     def version(self) -> bytes:

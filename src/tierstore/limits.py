@@ -50,6 +50,32 @@ class Limits:
     linger_bytes_max: int = 16 * MIB
     """How many of those bytes it takes in."""
 
+    # Multipart uploads
+    parts_max: int = 10_000
+    """Parts of one upload, and the highest part number."""
+    part_bytes_max: int = 5 * GIB
+    """Bytes of one part."""
+    part_bytes_min: int = 0
+    """Bytes of each part but the last; the embedded store needs none, S3 wants 5 MiB."""
+    parts_listed_max: int = 1_000
+    """Parts of one page of a listing."""
+    upload_id_bytes_max: int = 2 * KIB
+    """Characters of an upload id as clients have it."""
+    complete_body_bytes_max: int = 4 * MIB
+    """Bytes of the list of parts that completes an upload."""
+    complete_keep_alive_seconds: float = 1.0
+    """While an upload is being completed, its client is sent a space this often."""
+    complete_wait_seconds_max: float = 5.0
+    """How long an attempt to complete an upload waits for a sweeper that is settling it; then it asks for a retry."""
+    complete_poll_seconds: float = 0.05
+    """How often it looks meanwhile."""
+    upload_lock_wait_seconds_max: float = 30.0
+    """How long an operation waits for others that hold the same upload of the filesystem's store."""
+    upload_retention_seconds: float = 7 * 86_400.0
+    """An upload that nobody has completed is aborted this long after it began."""
+    outcome_retention_seconds: float = 7 * 86_400.0
+    """That an upload was completed is remembered this long, for clients that lost the answer."""
+
     # Tiers
     inline_bytes_max: int = MIB
     """Objects up to this many bytes live inline in the high-volume store; also what a write may buffer."""
@@ -123,6 +149,14 @@ class Limits:
             metadata_bytes_max=2 * KIB,
             custom_metadata_max=8,
             object_bytes_max=64 * KIB,
+            parts_max=8,
+            part_bytes_max=32 * KIB,
+            parts_listed_max=3,
+            complete_keep_alive_seconds=0.05,
+            complete_wait_seconds_max=1.0,
+            upload_lock_wait_seconds_max=5.0,
+            upload_retention_seconds=3600.0,
+            outcome_retention_seconds=3600.0,
             inline_bytes_max=64,
             stream_chunk_bytes=16,
             commit_attempts_max=64,

@@ -34,6 +34,20 @@ corrupt_reads = Counter(
 )
 deadline_bumps = Counter("tierstore_deadline_bumps", "Deadlines of tti objects moved by an access.", ["outcome"])
 background_failures = Counter("tierstore_background_failures", "Background tasks that failed.", ["task"])
+uploads_begun = Counter("tierstore_uploads_begun", "Multipart uploads that were begun.")
+upload_parts = Counter("tierstore_upload_parts", "Parts of multipart uploads that were stored.")
+upload_part_bytes = Histogram("tierstore_upload_part_bytes", "Sizes of parts that were stored.", buckets=_BYTES)
+upload_completes = Counter(
+    "tierstore_upload_completes", "Attempts to complete a multipart upload, by what their client was told.", ["outcome"]
+)
+upload_attempts = Histogram(
+    "tierstore_upload_attempts", "How often a multipart upload was claimed until it was committed.", buckets=_OPERATIONS
+)
+upload_aborts = Counter(
+    "tierstore_upload_aborts",
+    "Multipart uploads that were aborted: by a client, or because nobody finished them.",
+    ["by"],
+)
 sweep_runs = Counter("tierstore_sweep_runs", "Runs of the sweeper.", ["outcome"])
 sweep_results = Counter("tierstore_sweep_results", "What the sweeper did, by item.", ["result"])
 sweep_seconds = Histogram("tierstore_sweep_seconds", "Duration of a run of the sweeper.", buckets=_SECONDS)
@@ -46,14 +60,22 @@ database_batch_operations = Histogram(
 
 # Counters that alerts watch exist from the start: an increase from nothing to 1 is invisible to `increase()`.
 for _counter, _values in (
-    (commit_conflicts, ("put_blob", "put_inline", "delete")),
+    (commit_conflicts, ("put_blob", "put_inline", "delete", "complete")),
     (corrupt_reads, ("high_volume", "long_term")),
     (deadline_bumps, ("moved", "lost", "failed", "skipped")),
-    (background_failures, ("put", "delete", "clean_up", "discard", "expedite", "extend", "sweeper")),
+    (
+        background_failures,
+        (
+            *("put", "delete", "initiate_upload", "upload_part", "complete_upload", "abort_upload"),
+            *("clean_up", "discard", "expedite", "extend", "finish_upload", "sweeper"),
+        ),
+    ),
+    (upload_completes, ("completed", "repeated", "no_such_upload", "invalid", "retry", "error")),
+    (upload_aborts, ("client", "retention")),
     (sweep_runs, ("ok", "failed")),
     (
         sweep_results,
-        ("kept", "deleted", "forgotten", "expired", "lost", "error", "marker_removed", "debris_removed"),
+        ("kept", "done", "deleted", "forgotten", "expired", "lost", "error", "marker_removed", "debris_removed"),
     ),
 ):
     for _value in _values:

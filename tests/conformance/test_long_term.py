@@ -12,7 +12,7 @@ import xxhash
 
 from tierstore.backends.long_term.contract import LongTermBackend
 from tierstore.backends.long_term.filesystem import FilesystemLongTerm
-from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm, StoredBlob
+from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm, Repeats, StoredBlob
 from tierstore.limits import Limits
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.ids import SeededIds
@@ -82,8 +82,10 @@ class TestMemory(LongTermLaws):
         self.clock = ManualClock()
         self.blobs = MemoryBlobs()
 
+    repeats = Repeats.NOT_FOUND
+
     async def open(self, limits: Limits) -> LongTermBackend:
-        return MemoryLongTerm(self.blobs, limits=limits, clock=self.clock)
+        return MemoryLongTerm(self.blobs, limits=limits, clock=self.clock, repeats=self.repeats)
 
     async def stored(self) -> Mapping[UUID, bytes]:
         return {revision.uuid: blob.payload for revision, blob in self.blobs.by_revision.items()}
@@ -101,3 +103,9 @@ class TestMemory(LongTermLaws):
 
     async def leftovers(self) -> int:
         return len(self.blobs.unfinished)
+
+
+class TestMemoryThatRepeats(TestMemory):
+    """A dict that answers success to a repeated complete or abort."""
+
+    repeats = Repeats.SUCCEED

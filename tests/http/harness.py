@@ -25,12 +25,25 @@ from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
 from tierstore.tiering.commit import Committer
+from tierstore.tiering.operations import Operations
+from tierstore.tiering.settling import Settler
 from tierstore.tiering.tiered import TieredStore
+from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import Revision
 from tierstore.types.ranges import Span
 
 LIMITS = replace(
-    Limits(), inline_bytes_max=KIB, stream_chunk_bytes=64 * KIB, object_bytes_max=8 * MIB, linger_seconds_max=0.1
+    Limits(),
+    inline_bytes_max=KIB,
+    stream_chunk_bytes=64 * KIB,
+    object_bytes_max=8 * MIB,
+    linger_seconds_max=0.1,
+    parts_max=16,
+    part_bytes_max=4 * MIB,
+    parts_listed_max=5,
+    complete_body_bytes_max=16 * KIB,
+    complete_keep_alive_seconds=0.05,
+    complete_wait_seconds_max=0.2,
 )
 """What begins to be large is small, so that both tiers are met with little; streams still have real chunks."""
 
@@ -136,9 +149,13 @@ async def running(
     async def open_served() -> AsyncIterator[Served]:
         high_volume = FaultyHighVolume(MemoryHighVolume(MemoryRows(), clock=clock, ids=ids), script)
         changelog = FaultyChangeLog(MemoryChangeLog(MemoryEntries(), clock=clock), script)
-        committer = Committer(high_volume, long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        stores = (high_volume, long_term, changelog)
+        operations = Operations(long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        committer = Committer(*stores, operations, limits=limits, clock=clock, ids=ids)
         store = TieredStore(high_volume, long_term, committer, limits=limits, clock=clock, cleanup=cleanup)
-        service = ObjectService(store, high_volume, long_term, changelog, ids=ids, mutations=mutations)
+        settler = Settler(*stores, limits=limits, clock=clock)
+        uploads = Uploads(*stores, operations, settler, limits=limits, clock=clock, ids=ids)
+        service = ObjectService(store, uploads, *stores, ids=ids, mutations=mutations)
         yield Served(service, Gate(enforce=enforce))
         await mutations.drain(5)
         await cleanup.drain(5)
@@ -247,10 +264,20 @@ class Connection:
             body = b""
             if not bodiless and status not in {204, 304}:
                 try:
-                    body = await self.reader.readexactly(int(headers["content-length"]))
+                    if headers.get("transfer-encoding") == "chunked":
+                        while chunk := await self.chunk():
+                            body += chunk
+                    else:
+                        body = await self.reader.readexactly(int(headers["content-length"]))
                 except asyncio.IncompleteReadError as cut:
                     body = cut.partial
             return Response(status, headers, body, informational)
+
+    async def chunk(self) -> bytes:
+        """Read the next chunk of a chunked response; empty at its end."""
+        async with asyncio.timeout(CLIENT_SECONDS_MAX):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            return (await self.reader.readexactly(size + 2))[:-2]
 
     async def response_head(self) -> tuple[int, dict[str, str]]:
         """Read a status line and headers."""

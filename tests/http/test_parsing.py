@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.errors import InvalidRequest
-from tierstore.http.parsing import AddressParser, object_path, parse_query, percent_decode
+from tierstore.http.parsing import AddressParser, object_path, parse_query, parse_single, percent_decode
 from tierstore.limits import Limits
 from tierstore.testing.hostile import HOSTILE_IDS, INVALID_KEYS
 from tierstore.types.ids import ObjectId, Scope
@@ -179,3 +179,22 @@ def test_malformed_queries_are_refused() -> None:
     """As in paths."""
     with pytest.raises(InvalidRequest):
         parse_query(b"a=%zz")
+
+
+@pytest.mark.parametrize("object_id", HOSTILE_IDS, ids=range(len(HOSTILE_IDS)))
+def test_keys_are_the_same_below_every_prefix(object_id: ObjectId) -> None:
+    """The addresses of uploads have the same rules of keys as those of objects."""
+    prefix = b"/v1/objects:multipart:parts/"
+    address = PARSER.parse(object_path(object_id).replace(b"/v1/objects/", prefix, 1), prefix)
+    assert address is not None
+    assert address.key is not None
+    assert address.object_id(address.key) == object_id
+
+
+def test_single_parameters() -> None:
+    """Of a query, the named parameters, decoded once; repeated ones and malformed escapes are refused, others not."""
+    assert parse_single(b"a=%2531&b=2&x=1&x=2&&c", ("a", "b", "c")) == {"a": "%31", "b": "2", "c": ""}
+    assert parse_single(b"", ("a",)) == {}
+    for raw in (b"a=1&a=1", b"a&%61=", b"a=%zz", b"x=%ff"):
+        with pytest.raises(InvalidRequest):
+            parse_single(raw, ("a",))

@@ -20,12 +20,6 @@ NOT_OFFERED = [
     ("DELETE", f"{ROOT}/k?session=token"),
     ("DELETE", f"{ROOT}/k?a=b&session"),
     ("POST", "/v1/objects:batch/testing/_/"),
-    ("POST", "/v1/objects:multipart/testing/_/"),
-    ("PUT", "/v1/objects:multipart/testing/_/k"),
-    ("DELETE", "/v1/objects:multipart/testing/_/k?upload_id=x"),
-    ("PUT", "/v1/objects:multipart:parts/testing/_/k?upload_id=x&part_number=1"),
-    ("GET", "/v1/objects:multipart:parts/testing/_/k?upload_id=x"),
-    ("POST", "/v1/objects:multipart:complete/testing/_/k?upload_id=x"),
 ]
 
 

@@ -9,7 +9,7 @@ from structlog.typing import EventDict
 
 from tests.http.harness import LIMITS, ROOT, Running, eventually, head, running
 from tierstore.errors import Unavailable
-from tierstore.http import app, request_log
+from tierstore.http import app, request_log, uploads
 from tierstore.testing.faults import FailBefore
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,7 +21,7 @@ Lines = list[EventDict]
 def lines() -> Iterator[Lines]:
     """What is logged during a test, whatever an earlier test has configured."""
     before = structlog.get_config()
-    for module in (app, request_log):
+    for module in (app, request_log, uploads):
         vars(module._log).pop("bind", None)  # a logger that was used under another configuration may have kept it
     structlog.reset_defaults()
     with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as captured:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from uuid import UUID
 
-from tierstore.changelog.entries import Backlog, Entry
+from tierstore.changelog.entries import Backlog, Claim, Entry
 from tierstore.clock import UnixMicros
 from tierstore.types.ids import Revision
 
@@ -46,20 +46,48 @@ class ChangeLog(ABC):
         """
 
     @abstractmethod
+    async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
+        """Record an upload's own entry: role new, open, epoch 0, owner the revision's UUID, with ``upload``.
+
+        One that is there is left as it is, so that repeating after `OutcomeUnknown` is safe.
+        """
+
+    @abstractmethod
+    async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
+        """Begin, or begin again, ``owner``'s attempt to complete the upload of ``revision``; all in one atomic step.
+
+        In this order: some entry lists the revision in role old: it was committed before and is being swapped out:
+        `Committed`. Its own entry is done: `Committed`; condemned: `Condemned`, swept if ``sweeps`` is above 0; absent:
+        `Unknown`. In all of these nothing is changed.
+
+        Otherwise the own entry's epoch grows, and its ``not_before`` becomes the given one if that is later; what
+        ``owner`` has recorded as old is replaced by ``old`` (or by nothing), as `record_again` does it, with
+        ``not_before``: `Claimed`. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def mark_done(self, revision: Revision, not_before: UnixMicros) -> None:
+        """Turn the upload's own entry, open or condemned, into done, with epoch + 1, and let go of ``upload``.
+
+        Done is final: from ``not_before`` on a sweeper may forget it, and nothing else changes it. One that is done is
+        left as it is; absent is fine. Safe to repeat.
+        """
+
+    @abstractmethod
     async def forget(self, owner: UUID) -> None:
         """Remove all entries of ``owner``, whatever their state. Absent is fine."""
 
     @abstractmethod
     async def expedite(self, owner: UUID, not_before: UnixMicros) -> None:
-        """Let a sweeper take the open entries of ``owner`` from ``not_before`` on. For writes given up half-way."""
+        """Let a sweeper take the open entries of ``owner`` from ``not_before`` on. For operations given up half-way."""
 
     @abstractmethod
     async def condemn(self, entry: Entry, lease_until: UnixMicros) -> Entry | None:
         """Take ``entry`` over for a sweeper: condemned, epoch + 1, not to be taken by another before ``lease_until``.
 
-        Only if state and epoch are still as in ``entry``; a condemned entry may be condemned again, by a sweeper that
-        found its lease to be over. Returns the entry as it is now, or None when somebody else was faster. After
-        `OutcomeUnknown`, do not repeat: find the entry again.
+        Only if state and epoch are still as in ``entry``, and the state is not done; a condemned entry may be condemned
+        again, by a sweeper that found its lease to be over. Returns the entry as it is now, or None when somebody else
+        was faster. After `OutcomeUnknown`, do not repeat: find the entry again.
         """
 
     @abstractmethod
@@ -71,8 +99,8 @@ class ChangeLog(ABC):
         """
 
     @abstractmethod
-    async def forget_condemned(self, entry: Entry) -> bool:
-        """Remove a condemned ``entry``, if state and epoch are as in ``entry``. Returns whether it was removed."""
+    async def forget_settled(self, entry: Entry) -> bool:
+        """Remove a condemned or done ``entry``, if state and epoch are as in ``entry``. Returns whether it did."""
 
     @abstractmethod
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
@@ -83,9 +111,15 @@ class ChangeLog(ABC):
 
     @abstractmethod
     async def find(self, revision: Revision) -> Sequence[Entry]:
-        """All entries of ``revision``, in the order of their owners.
+        """All entries of ``revision``, in the order of their owners."""
 
-        For multipart uploads and operators' tools: nothing of the server calls it yet.
+    @abstractmethod
+    async def list(self, after: Entry | None, limit: int, *, uploads: bool = False) -> Sequence[Entry]:
+        """List entries in the order in which they were recorded (then by revision and owner), at most ``limit``.
+
+        ``after`` is the last one of the page before, whether it is still there or not. With ``uploads`` only uploads'
+        own entries that are not done. An entry that is there throughout a paged listing is listed exactly once. One
+        that cannot be read is logged and passed over. For operators' tools.
         """
 
     @abstractmethod

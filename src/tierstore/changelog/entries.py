@@ -24,11 +24,17 @@ class State(Enum):
     """The owner."""
     CONDEMNED = "condemned"
     """A sweeper: the owner may not commit it any more."""
+    DONE = "done"
+    """Nobody any more: the upload was committed. Only an upload's own entry has this state, and keeps it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One line of the log. ``(revision, owner)`` is its key."""
+    """One line of the log. ``(revision, owner)`` is its key.
+
+    A multipart upload has one entry, in role new, that all attempts to complete it share. Its owner is the revision's
+    own UUID.
+    """
 
     revision: Revision
     owner: UUID
@@ -44,6 +50,14 @@ class Entry:
     before ``operation_deadline`` has passed since then."""
     not_before: UnixMicros
     """When a sweeper may take it: politeness, not safety."""
+    upload: bytes | None = None
+    """For an upload's own entry: what its object is to be, opaque here (see `tierstore.types.metadata_storage`), and
+    empty once it is done. None for all others."""
+
+    @property
+    def owner_is_upload(self) -> bool:
+        """Whether this is an upload's own entry."""
+        return self.upload is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +65,39 @@ class Backlog:
     """How much is in the log."""
 
     entries: int
+    """What operations under way have recorded, and what is left to the sweeper."""
     oldest: UnixMicros | None
-    """When the oldest entry was recorded; None if there is none."""
+    """When the oldest of those was recorded; None if there is none."""
+    uploads: int
+    """Uploads in progress: their own entries that are open."""
+    outcomes: int
+    """Uploads that are done and remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The upload is the claimant's to complete, as it is everybody's who claims it."""
+
+    entry: Entry
+    """The upload's own entry, as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The upload has been committed: by an earlier attempt, or by one that was faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """A sweeper has the upload. While it is not ``swept``, nobody knows yet whether it was committed before."""
+
+    swept: bool
+    """Whether it has found that the upload was not committed, and has aborted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The log has no such upload: it never was, was swept, or was committed so long ago that it is forgotten."""
+
+
+Claim = Claimed | Committed | Condemned | Unknown

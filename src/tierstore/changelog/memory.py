@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Backlog, Entry, Role, State
+from tierstore.changelog.entries import (
+    Backlog,
+    Claim,
+    Claimed,
+    Committed,
+    Condemned,
+    Entry,
+    Role,
+    State,
+    Unknown,
+)
 from tierstore.clock import Clock, UnixMicros
 from tierstore.errors import GivenUp
 from tierstore.invariants import invariant
@@ -62,17 +72,39 @@ class MemoryChangeLog(ChangeLog):
             if held is None or (held.role, held.state) != (Role.NEW, State.OPEN):
                 return False
             recorded.append(replace(held, epoch=held.epoch + 1))
-        if old is not None:
-            held = self._held(old, owner, Role.OLD)
-            if held is not None:
-                held = replace(held, epoch=held.epoch + 1)
-            recorded.append(self._opened(held, old, owner, Role.OLD, not_before))
-        for entry in self._owned(owner):
-            if entry.role is Role.OLD and entry.revision != old:
-                del self._entries[entry.revision, owner]
+        recorded += self._replace_old(owner, old, not_before)
         self._put(recorded)
         self._put([replace(entry, not_before=not_before) for entry in self._owned(owner)])
         return True
+
+    async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
+        self._check_open()
+        if (revision, revision.uuid) not in self._entries:
+            entry = self._opened(None, revision, revision.uuid, Role.NEW, not_before)
+            self._put([replace(entry, upload=upload)])
+
+    async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
+        self._check_open()
+        invariant(revision != old, "a revision is not new and old for one owner")
+        if any(entry.revision == revision and entry.role is Role.OLD for entry in self._entries.values()):
+            return Committed()
+        own = self._own(revision)
+        if own is None:
+            return Unknown()
+        if own.state is State.DONE:
+            return Committed()
+        if own.state is State.CONDEMNED:
+            return Condemned(swept=own.sweeps > 0)
+        claimed = replace(own, epoch=own.epoch + 1, not_before=max(own.not_before, not_before))
+        recorded = [claimed, *self._replace_old(owner, old, not_before)]
+        self._put(recorded)
+        return Claimed(claimed)
+
+    async def mark_done(self, revision: Revision, not_before: UnixMicros) -> None:
+        self._check_open()
+        own = self._own(revision)
+        if own is not None and own.state is not State.DONE:
+            self._put([replace(own, state=State.DONE, epoch=own.epoch + 1, not_before=not_before, upload=b"")])
 
     async def forget(self, owner: UUID) -> None:
         self._check_open()
@@ -86,7 +118,7 @@ class MemoryChangeLog(ChangeLog):
     async def condemn(self, entry: Entry, lease_until: UnixMicros) -> Entry | None:
         self._check_open()
         held = self._unchanged(entry)
-        if held is None:
+        if held is None or held.state is State.DONE:
             return None
         condemned = replace(held, state=State.CONDEMNED, epoch=held.epoch + 1, not_before=lease_until)
         self._put([condemned])
@@ -100,10 +132,10 @@ class MemoryChangeLog(ChangeLog):
         self._put([replace(held, epoch=held.epoch + 1, sweeps=held.sweeps + 1, not_before=not_before)])
         return True
 
-    async def forget_condemned(self, entry: Entry) -> bool:
+    async def forget_settled(self, entry: Entry) -> bool:
         self._check_open()
         held = self._unchanged(entry)
-        if held is None or held.state is not State.CONDEMNED:
+        if held is None or held.state is State.OPEN:
             return False
         del self._entries[entry.revision, entry.owner]
         return True
@@ -118,10 +150,26 @@ class MemoryChangeLog(ChangeLog):
         found = [entry for entry in self._entries.values() if entry.revision == revision]
         return sorted(found, key=lambda entry: entry.owner)
 
+    async def list(self, after: Entry | None, limit: int, *, uploads: bool = False) -> Sequence[Entry]:
+        self._check_open()
+        last = None if after is None else _listed_at(after)
+        found = [
+            entry
+            for entry in self._entries.values()
+            if (last is None or _listed_at(entry) > last)
+            and not (uploads and (entry.upload is None or entry.state is State.DONE))
+        ]
+        return sorted(found, key=_listed_at)[:limit]
+
     async def backlog(self) -> Backlog:
         self._check_open()
-        oldest = min((entry.recorded for entry in self._entries.values()), default=None)
-        return Backlog(entries=len(self._entries), oldest=oldest)
+        own = [entry for entry in self._entries.values() if entry.upload is not None]
+        uploads = sum(entry.state is State.OPEN for entry in own)
+        outcomes = sum(entry.state is State.DONE for entry in own)
+        left = [
+            entry.recorded for entry in self._entries.values() if entry.upload is None or entry.state is State.CONDEMNED
+        ]
+        return Backlog(entries=len(left), oldest=min(left, default=None), uploads=uploads, outcomes=outcomes)
 
     async def identity(self) -> UUID | None:
         self._check_open()
@@ -141,8 +189,25 @@ class MemoryChangeLog(ChangeLog):
     def _check_open(self) -> None:
         invariant(not self._closed, "a closed change log is not used")
 
-    def _owned(self, owner: UUID) -> list[Entry]:
+    def _owned(self, owner: UUID) -> Sequence[Entry]:
         return [entry for entry in self._entries.values() if entry.owner == owner]
+
+    def _own(self, revision: Revision) -> Entry | None:
+        """The upload's own entry."""
+        own = self._entries.get((revision, revision.uuid))
+        return own if own is not None and own.upload is not None else None
+
+    def _replace_old(self, owner: UUID, old: Revision | None, not_before: UnixMicros) -> Iterable[Entry]:
+        """Remove what ``owner`` has recorded as old, but ``old``; return the entry that ``old`` is to have."""
+        held = None if old is None else self._held(old, owner, Role.OLD)
+        for entry in self._owned(owner):
+            if entry.role is Role.OLD and entry.revision != old:
+                del self._entries[entry.revision, owner]
+        if old is None:
+            return []
+        if held is not None:
+            held = replace(held, epoch=held.epoch + 1)
+        return [self._opened(held, old, owner, Role.OLD, not_before)]
 
     def _held(self, revision: Revision, owner: UUID, role: Role) -> Entry | None:
         held = self._entries.get((revision, owner))
@@ -172,3 +237,8 @@ class MemoryChangeLog(ChangeLog):
         """The entry as it is, if it still has the state and epoch that the caller saw."""
         held = self._entries.get((seen.revision, seen.owner))
         return held if held is not None and (held.state, held.epoch) == (seen.state, seen.epoch) else None
+
+
+def _listed_at(entry: Entry) -> tuple[UnixMicros, bytes, bytes]:
+    """The place of an entry in listings."""
+    return entry.recorded, entry.revision.storage_path.encode(), entry.owner.bytes

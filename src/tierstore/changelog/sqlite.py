@@ -13,7 +13,17 @@ from typing import cast
 from uuid import UUID
 
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Backlog, Entry, Role, State
+from tierstore.changelog.entries import (
+    Backlog,
+    Claim,
+    Claimed,
+    Committed,
+    Condemned,
+    Entry,
+    Role,
+    State,
+    Unknown,
+)
 from tierstore.clock import Clock, UnixMicros
 from tierstore.embedded.database import Connection, Database, Schema
 from tierstore.embedded.identity import MIGRATION as IDENTITY_MIGRATION
@@ -45,6 +55,31 @@ _SCHEMA = Schema(
         CREATE INDEX entries_by_recorded ON entries (recorded);
         """,
         IDENTITY_MIGRATION,
+        """
+        CREATE TABLE entries_with_uploads (
+            revision   BLOB    NOT NULL,
+            owner      BLOB    NOT NULL CHECK (length(owner) = 16),
+            role       TEXT    NOT NULL CHECK (role IN ('new', 'old')),
+            state      TEXT    NOT NULL CHECK (state IN ('open', 'condemned', 'done')),
+            epoch      INTEGER NOT NULL,
+            sweeps     INTEGER NOT NULL,
+            recorded   INTEGER NOT NULL,
+            not_before INTEGER NOT NULL,
+            upload     BLOB,  -- of an upload's own entry only: what its object is to be; empty once it is done
+            PRIMARY KEY (revision, owner)
+        ) STRICT;
+        INSERT INTO entries_with_uploads (revision, owner, role, state, epoch, sweeps, recorded, not_before)
+            SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before FROM entries;
+        DROP TABLE entries;
+        ALTER TABLE entries_with_uploads RENAME TO entries;
+        CREATE INDEX entries_by_owner ON entries (owner);
+        CREATE INDEX entries_by_not_before ON entries (not_before);
+        CREATE INDEX entries_by_recorded ON entries (recorded, revision, owner);
+        CREATE INDEX entries_of_operations ON entries (upload, recorded) WHERE upload IS NULL;
+        CREATE INDEX entries_of_uploads ON entries (state, recorded) WHERE upload IS NOT NULL;
+        CREATE INDEX entries_of_uploads_not_done ON entries (recorded, revision, owner)
+            WHERE upload IS NOT NULL AND state != 'done';
+        """,
     ),
 )
 
@@ -68,32 +103,67 @@ _FORGET = "DELETE FROM entries WHERE owner = ?"
 _EXPEDITE = "UPDATE entries SET not_before = ? WHERE owner = ? AND state = 'open'"
 _CONDEMN = """
     UPDATE entries SET state = 'condemned', epoch = epoch + 1, not_before = ?
-    WHERE revision = ? AND owner = ? AND state = ? AND epoch = ?
-    RETURNING revision, owner, role, state, epoch, sweeps, recorded, not_before
+    WHERE revision = ? AND owner = ? AND state = ? AND epoch = ? AND state != 'done'
+    RETURNING revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
 """
 _RESUME_LATER = """
     UPDATE entries SET epoch = epoch + 1, sweeps = sweeps + 1, not_before = ?
     WHERE revision = ? AND owner = ? AND state = ? AND epoch = ? AND state = 'condemned'
     RETURNING 1
 """
-_FORGET_CONDEMNED = """
+_FORGET_SETTLED = """
     DELETE FROM entries
-    WHERE revision = ? AND owner = ? AND state = ? AND epoch = ? AND state = 'condemned'
+    WHERE revision = ? AND owner = ? AND state = ? AND epoch = ? AND state != 'open'
     RETURNING 1
 """
 _DUE = """
-    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before
+    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
     FROM entries WHERE not_before <= ? ORDER BY not_before
 """
 _FIND = """
-    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before
+    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
     FROM entries WHERE revision = ? ORDER BY owner
 """
-_BACKLOG = "SELECT (SELECT count(*) FROM entries), (SELECT min(recorded) FROM entries)"
+_LIST = """
+    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
+    FROM entries INDEXED BY entries_by_recorded
+    WHERE (recorded, revision, owner) > (?, ?, ?) ORDER BY recorded, revision, owner
+"""
+_LIST_UPLOADS = """
+    SELECT revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
+    FROM entries INDEXED BY entries_of_uploads_not_done
+    WHERE (recorded, revision, owner) > (?, ?, ?) AND upload IS NOT NULL AND state != 'done'
+    ORDER BY recorded, revision, owner
+"""
+_BEGIN_UPLOAD = """
+    INSERT INTO entries (revision, owner, role, state, epoch, sweeps, recorded, not_before, upload)
+    VALUES (?, ?, 'new', 'open', 0, 0, ?, ?, ?)
+    ON CONFLICT (revision, owner) DO NOTHING
+"""
+_IS_OLD = "SELECT 1 FROM entries WHERE revision = ? AND role = 'old' LIMIT 1"
+_OWN = "SELECT state, sweeps FROM entries WHERE revision = ? AND owner = ? AND upload IS NOT NULL"
+_CLAIM = """
+    UPDATE entries SET epoch = epoch + 1, not_before = max(not_before, ?)
+    WHERE revision = ? AND owner = ? AND upload IS NOT NULL AND state = 'open'
+    RETURNING revision, owner, role, state, epoch, sweeps, recorded, not_before, upload
+"""
+_MARK_DONE = """
+    UPDATE entries SET state = 'done', epoch = epoch + 1, not_before = ?, upload = x''
+    WHERE revision = ? AND owner = ? AND upload IS NOT NULL AND state != 'done'
+"""
+_BACKLOG = """
+    SELECT (SELECT count(*) FROM entries WHERE upload IS NULL),
+           (SELECT min(recorded) FROM entries WHERE upload IS NULL),
+           (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'condemned'),
+           (SELECT min(recorded) FROM entries WHERE upload IS NOT NULL AND state = 'condemned'),
+           (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'open'),
+           (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'done')
+"""
+_BEFORE_ALL = (-(1 << 63), b"", b"")
 
 
 _Parameters = tuple[bytes | int | str | None, ...]
-_Row = tuple[bytes, bytes, str, str, int, int, int, int]
+_Row = tuple[bytes, bytes, str, str, int, int, int, int, bytes | None]
 
 
 class SqliteChangeLog(ChangeLog):
@@ -141,6 +211,38 @@ class SqliteChangeLog(ChangeLog):
 
         return await self._database.write(work)
 
+    async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
+        row = (_name(revision), revision.uuid.bytes, self._clock.now(), not_before, upload)
+
+        def work(connection: Connection) -> None:
+            connection.execute(_BEGIN_UPLOAD, row)
+
+        await self._database.write(work)
+
+    async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
+        invariant(revision != old, "a revision is not new and old for one owner")
+        own = (_name(revision), revision.uuid.bytes)
+        recorded = self._clock.now()
+
+        def work(connection: Connection) -> Claim:
+            if connection.execute(_IS_OLD, own[:1]).fetchall():
+                return Committed()
+            claimed = cast("list[_Row]", connection.execute(_CLAIM, (not_before, *own)).fetchall())
+            if not claimed:
+                return _refusal(connection, own)
+            connection.execute(_FORGET_OTHER_OLD, (owner.bytes, None if old is None else _name(old)))
+            if old is not None:
+                _record(connection, old, owner, Role.OLD, recorded, not_before, again=True)
+            return Claimed(_entry(claimed[0]))
+
+        return await self._database.write(work)
+
+    async def mark_done(self, revision: Revision, not_before: UnixMicros) -> None:
+        def work(connection: Connection) -> None:
+            connection.execute(_MARK_DONE, (not_before, _name(revision), revision.uuid.bytes))
+
+        await self._database.write(work)
+
     async def forget(self, owner: UUID) -> None:
         def work(connection: Connection) -> None:
             connection.execute(_FORGET, (owner.bytes,))
@@ -167,14 +269,14 @@ class SqliteChangeLog(ChangeLog):
 
         return await self._database.write(work)
 
-    async def forget_condemned(self, entry: Entry) -> bool:
+    async def forget_settled(self, entry: Entry) -> bool:
         def work(connection: Connection) -> bool:
-            return _changed(connection, _FORGET_CONDEMNED, _seen(entry))
+            return _changed(connection, _FORGET_SETTLED, _seen(entry))
 
         return await self._database.write(work)
 
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
-        def work(connection: Connection) -> list[Entry]:
+        def work(connection: Connection) -> Sequence[Entry]:
             with closing(connection.cursor()) as cursor:
                 return readable(cast("Iterable[_Row]", cursor.execute(_DUE, (now,))), _entry, limit)
 
@@ -186,12 +288,24 @@ class SqliteChangeLog(ChangeLog):
 
         return [_entry(row) for row in await self._database.read(work)]
 
-    async def backlog(self) -> Backlog:
-        def work(connection: Connection) -> tuple[int, int | None]:
-            return cast("tuple[int, int | None]", connection.execute(_BACKLOG).fetchall()[0])
+    async def list(self, after: Entry | None, limit: int, *, uploads: bool = False) -> Sequence[Entry]:
+        last = _BEFORE_ALL if after is None else (after.recorded, _name(after.revision), after.owner.bytes)
+        statement = _LIST_UPLOADS if uploads else _LIST
 
-        entries, oldest = await self._database.read(work)
-        return Backlog(entries=entries, oldest=oldest)
+        def work(connection: Connection) -> Sequence[Entry]:
+            with closing(connection.cursor()) as cursor:
+                return readable(cast("Iterable[_Row]", cursor.execute(statement, last)), _entry, limit)
+
+        return await self._database.read(work)
+
+    async def backlog(self) -> Backlog:
+        def work(connection: Connection) -> tuple[int, int | None, int, int | None, int, int]:
+            counted = connection.execute(_BACKLOG).fetchall()[0]
+            return cast("tuple[int, int | None, int, int | None, int, int]", counted)
+
+        entries, oldest, condemned, oldest_condemned, uploads, outcomes = await self._database.read(work)
+        times = [time for time in (oldest, oldest_condemned) if time is not None]
+        return Backlog(entries=entries + condemned, oldest=min(times, default=None), uploads=uploads, outcomes=outcomes)
 
     async def identity(self) -> UUID | None:
         return await kept_identity(self._database)
@@ -234,6 +348,15 @@ def _record(
         raise GivenUp("this write took so long that it was settled as abandoned")
 
 
+def _refusal(connection: Connection, own: tuple[bytes, bytes]) -> Claim:
+    """Why an upload cannot be claimed, by its own entry."""
+    held = cast("list[tuple[str, int]]", connection.execute(_OWN, own).fetchall())
+    if not held:
+        return Unknown()
+    state, sweeps = held[0]
+    return Committed() if state == State.DONE.value else Condemned(swept=sweeps > 0)
+
+
 def _changed(connection: Connection, statement: str, parameters: _Parameters) -> bool:
     """Run a statement that returns a row if its condition held. Drained, so that it does not hold up the commit."""
     return bool(connection.execute(statement, parameters).fetchall())
@@ -249,7 +372,7 @@ def _seen(entry: Entry) -> tuple[bytes, bytes, str, int]:
 
 
 def _entry(row: _Row) -> Entry:
-    name, owner, role, state, epoch, sweeps, recorded, not_before = row
+    name, owner, role, state, epoch, sweeps, recorded, not_before, upload = row
     try:
         revision = Revision.from_storage_path(name.decode(), AS_STORED)
     except (InvalidRequest, UnicodeDecodeError) as error:
@@ -263,4 +386,5 @@ def _entry(row: _Row) -> Entry:
         sweeps=sweeps,
         recorded=recorded,
         not_before=not_before,
+        upload=upload,
     )

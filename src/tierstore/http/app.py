@@ -35,6 +35,7 @@ _log = structlog.get_logger(__name__)
 
 _INTERNAL_PATHS = frozenset({b"/health", b"/ready", b"/metrics"})
 _OBJECTS = b"/v1/objects"
+_WATCHERS_OF_A_REQUEST_MAX = 2
 _HEADER_OVERHEAD_BYTES = 4
 """Colon, space and line end of a header: many empty ones count too."""
 
@@ -50,7 +51,7 @@ class _Application:
         self._settings = settings
         self._served: Served | None = None
         self._in_flight = 0
-        self._watchers = TaskOwner(settings.max_requests, _report_watcher)
+        self._watchers = TaskOwner(_WATCHERS_OF_A_REQUEST_MAX * settings.max_requests, _report_watcher)
         self._objects = ObjectRoutes(settings.limits, self._watchers)
         self._starlette = Starlette(
             routes=InternalRoutes(settings, lambda: self._served).routes,

@@ -1,7 +1,7 @@
 """Request bodies off an ASGI ``receive``.
 
 Guarantees: a `RequestBody` ends normally only when the body is whole: as many bytes as announced, or the end of a
-chunked body; it never hands out more than an object may have; it waits a bounded time for the next bytes, and for all
+chunked body; it never hands out more than its bound; it waits a bounded time for the next bytes, and for all
 of them no longer than their number allows. Nothing is read, and so a client that sent ``Expect: 100-continue`` is not
 told to go on, before the first chunk is asked for.
 """
@@ -44,13 +44,24 @@ def announced_size(fields: Mapping[bytes, bytes]) -> int | None:
 class RequestBody(Body):
     """The body of one request, of ``size`` announced bytes, or of unknown length (None).
 
-    Building it reads nothing. Raises `ObjectTooLarge` at once when the announced length is beyond what an object may
-    have.
+    It is ``what`` (for people), of at most ``bytes_max`` bytes, or of what an object may have. Building it reads
+    nothing. Raises `ObjectTooLarge` at once when the announced length is beyond that.
     """
 
-    def __init__(self, receive: Receive, size: int | None, limits: Limits, clock: Clock) -> None:
-        if size is not None and size > limits.object_bytes_max:
-            raise _too_large(limits)
+    def __init__(
+        self,
+        receive: Receive,
+        size: int | None,
+        limits: Limits,
+        clock: Clock,
+        *,
+        what: str = "an object",
+        bytes_max: int | None = None,
+    ) -> None:
+        self._what = what
+        self._bytes_max = limits.object_bytes_max if bytes_max is None else bytes_max
+        if size is not None and size > self._bytes_max:
+            raise self._too_large()
         self._receive = receive
         self._limits = limits
         self._clock = clock
@@ -85,8 +96,8 @@ class RequestBody(Body):
             raise self._incomplete(self.size)
         chunk: bytes = message.get("body", b"")
         self.received += len(chunk)
-        if self.received > self._limits.object_bytes_max:
-            raise _too_large(self._limits)
+        if self.received > self._bytes_max:
+            raise self._too_large()
         self._check_rate()
         if not message.get("more_body", False):
             if self.size is not None and self.received != self.size:
@@ -106,6 +117,5 @@ class RequestBody(Body):
     def _incomplete(self, size: int) -> IncompleteBody:
         return IncompleteBody(f"the body ended after {self.received} of {size} announced bytes")
 
-
-def _too_large(limits: Limits) -> ObjectTooLarge:
-    return ObjectTooLarge(f"an object has at most {limits.object_bytes_max} bytes")
+    def _too_large(self) -> ObjectTooLarge:
+        return ObjectTooLarge(f"{self._what} has at most {self._bytes_max} bytes")

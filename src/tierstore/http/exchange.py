@@ -51,6 +51,7 @@ class Exchange:
         "limits",
         "method",
         "operation",
+        "outcome",
         "query",
         "raw_path",
         "refusal",
@@ -95,6 +96,8 @@ class Exchange:
         """Whether it went to an internal route."""
         self.address: Address | None = None
         self.tier: Tier | None = None
+        self.outcome: str | None = None
+        """What a body says that follows a status which was sent before it was known (`tierstore.http.uploads`)."""
         self.error: BaseException | None = None
 
     def check_form(self) -> None:
@@ -112,15 +115,30 @@ class Exchange:
         if codings:  # of one list, wherever it is split
             fields[b"transfer-encoding"] = b", ".join(codings)
 
-    def open_body(self) -> RequestBody:
-        """The request's body, to be read once.
+    @property
+    def open_ended(self) -> bool:
+        """Whether the client can take a response whose length is not known when it begins, and keep the connection.
+
+        HTTP/1.0 has no chunks (RFC 9112, section 6.1).
+        """
+        return self._http_version != "1.0"
+
+    def open_body(self, what: str = "an object", bytes_max: int | None = None) -> RequestBody:
+        """The request's body, to be read once; ``what`` and ``bytes_max`` are as for `RequestBody`.
 
         Raises `InvalidRequest`, `LengthRequired`, `NotOffered` and `ObjectTooLarge` before anything is read. Reading
         raises what the server's parser finds wrong with the body, too.
         """
         if self._http_version == "1.0" and not any(name in self.fields for name in _FRAMING):
             raise LengthRequired("an HTTP/1.0 request with a body has a content-length")
-        self.body = RequestBody(self._receive_body, announced_size(self.fields), self.limits, self._clock)
+        self.body = RequestBody(
+            self._receive_body,
+            announced_size(self.fields),
+            self.limits,
+            self._clock,
+            what=what,
+            bytes_max=bytes_max,
+        )
         return self.body
 
     async def _receive_body(self) -> Message:
@@ -135,10 +153,10 @@ class Exchange:
             self._linger = True
             headers.append((b"connection", b"close"))
         await self.start(status, headers)
-        await self._send_body(payload, more=self._linger)
+        await self.send(payload, last=not self._linger)
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Send the head of a response; `write` sends its payload.
+        """Send the head of a response; `write` sends the payload of an object, `send` what is none.
 
         ``headers`` is added to. Raises `ClientDisconnected`.
         """
@@ -151,11 +169,12 @@ class Exchange:
 
     async def write(self, chunk: bytes, *, last: bool) -> None:
         """Send a chunk of an object's payload. Raises `ClientDisconnected`."""
-        await self._send_body(chunk, more=not last)
+        await self.send(chunk, last=last)
         self.bytes_out += len(chunk)
 
-    async def _send_body(self, chunk: bytes, *, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+    async def send(self, chunk: bytes, *, last: bool) -> None:
+        """Send a chunk of a response that is no object's payload. Raises `ClientDisconnected`."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
         if self._connection.lost:
             raise ClientDisconnected("the caller went away, or stopped reading, before the response had ended")
 

@@ -6,6 +6,7 @@ not: normalise. A key is data; ``..``, ``//`` and NUL in it mean nothing here.
 """
 
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
@@ -66,12 +67,12 @@ class AddressParser:
         self._limits = limits
         self._namespace_cached = lru_cache(maxsize=_NAMESPACES_CACHED_MAX)(self._namespace)
 
-    def parse(self, raw_path: bytes) -> Address | None:
-        """The address that ``raw_path``, as on the wire, names below ``/v1/objects/``; None if it names none.
+    def parse(self, raw_path: bytes, prefix: bytes = OBJECTS_PREFIX) -> Address | None:
+        """The address that ``raw_path``, as on the wire, names below ``prefix``, with which it begins; or None.
 
         Raises `InvalidRequest` for a bad usecase, scope, key or escape.
         """
-        usecase, _, rest = raw_path[len(OBJECTS_PREFIX) :].partition(b"/")
+        usecase, _, rest = raw_path[len(prefix) :].partition(b"/")
         scopes, _, raw_key = rest.partition(b"/")
         if not usecase or not scopes:
             return None
@@ -91,9 +92,25 @@ def object_path(object_id: ObjectId) -> bytes:
 
 def parse_query(raw: bytes) -> dict[str, str]:
     """The parameters of a query, each decoded once; of repeated ones the last. Raises `InvalidRequest`."""
-    parameters = {}
+    return dict(_parameters(raw))
+
+
+def parse_single(raw: bytes, names: Collection[str]) -> dict[str, str]:
+    """The parameters of a query that are among ``names``, each decoded once.
+
+    Raises `InvalidRequest` for what is malformed anywhere in the query, and for one of ``names`` given twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in _parameters(raw):
+        if name in found:
+            raise InvalidRequest(f"the parameter {name} is given more than once")
+        if name in names:
+            found[name] = value
+    return found
+
+
+def _parameters(raw: bytes) -> Iterator[tuple[str, str]]:
     for pair in raw.split(b"&"):
         if pair:
             name, _, value = pair.partition(b"=")
-            parameters[percent_decode(name)] = percent_decode(value)
-    return parameters
+            yield percent_decode(name), percent_decode(value)

@@ -11,7 +11,9 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from tierstore import telemetry
+from tierstore.errors import ClientMistake
 from tierstore.http.exchange import Exchange
+from tierstore.http.responses import status_of
 from tierstore.types.objects import Tier
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -21,14 +23,20 @@ def record(exchange: Exchange, seconds: float) -> None:
     """Keep what is to be known of a request that took ``seconds``."""
     if not exchange.internal:
         _count(exchange, seconds)
-    level = logging.DEBUG if exchange.internal else logging.WARNING if _cut_off(exchange) else logging.INFO
+    level = logging.DEBUG if exchange.internal else logging.WARNING if _failed_late(exchange) else logging.INFO
     if _log.is_enabled_for(level):
         _log.log(level, "request", **_fields(exchange, seconds))
 
 
 def _cut_off(exchange: Exchange) -> bool:
     """Whether the response failed after its status had been sent, and not because its reader went away."""
-    return exchange.error is not None and exchange.responding and exchange.status < 400
+    return exchange.error is not None and exchange.responding and exchange.status < 400 and exchange.outcome is None
+
+
+def _failed_late(exchange: Exchange) -> bool:
+    """Whether a failure, other than a client's mistake, is hidden behind a status that tells of success."""
+    told_in_body = exchange.outcome is not None and exchange.status < 400 and exchange.error is not None
+    return _cut_off(exchange) or (told_in_body and not isinstance(exchange.error, ClientMistake))
 
 
 def _fields(exchange: Exchange, seconds: float) -> dict[str, object]:
@@ -48,6 +56,8 @@ def _fields(exchange: Exchange, seconds: float) -> dict[str, object]:
         fields["scopes"] = exchange.address.namespace.scopes_text
     if exchange.tier is not None:
         fields["tier"] = exchange.tier.value
+    if exchange.outcome is not None:
+        fields["outcome"] = exchange.outcome
     if exchange.error is not None:
         fields["error"] = type(exchange.error).__name__
         fields["detail"] = str(exchange.error)
@@ -56,7 +66,7 @@ def _fields(exchange: Exchange, seconds: float) -> dict[str, object]:
 
 def _count(exchange: Exchange, seconds: float) -> None:
     tier = exchange.tier
-    _requests(exchange.operation, tier, "cut_off" if _cut_off(exchange) else str(exchange.status)).inc()
+    _requests(exchange.operation, tier, _status_label(exchange)).inc()
     _request_seconds(exchange.operation, tier).observe(seconds)
     if tier is None or exchange.error is not None:
         return
@@ -64,6 +74,15 @@ def _count(exchange: Exchange, seconds: float) -> None:
         _object_bytes("put", tier).observe(exchange.body.received)
     elif exchange.operation == "get":
         _object_bytes("get", tier).observe(exchange.bytes_out)
+
+
+def _status_label(exchange: Exchange) -> str:
+    """The status, or what went wrong behind it: an alert on failures must not miss one that a 200 hides."""
+    if _cut_off(exchange):
+        return "cut_off"
+    if exchange.outcome is not None and exchange.status < 400 and exchange.error is not None:
+        return str(status_of(exchange.error))
+    return str(exchange.status)
 
 
 # A child of a metric is looked up once for each of its few label values: ``labels()`` costs as much as the increment.

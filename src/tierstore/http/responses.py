@@ -15,11 +15,16 @@ STATUS_DISCONNECTED = 499
 STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.InvalidRequest: 400,
     errors.IncompleteBody: 400,
+    errors.ChecksumMismatch: 400,
+    errors.InvalidPart: 400,
+    errors.InvalidPartOrder: 400,
+    errors.EntityTooSmall: 400,
     errors.ClientMistake: 400,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.Refusal: 403,
     errors.ObjectNotFound: 404,
+    errors.NoSuchUpload: 404,
     errors.MethodNotAllowed: 405,
     errors.RequestTimeout: 408,
     errors.Conflict: 409,
@@ -27,6 +32,7 @@ STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.ObjectTooLarge: 413,
     errors.TargetTooLong: 414,
     errors.RangeNotSatisfiable: 416,
+    errors.InvalidDocument: 422,
     errors.Busy: 429,
     errors.HeadersTooLarge: 431,
     errors.ClientDisconnected: STATUS_DISCONNECTED,
@@ -59,15 +65,18 @@ def error_response(error: BaseException, request_id: str) -> tuple[int, Headers,
     """Status, headers and JSON payload that answer ``error``."""
     status = status_of(error)
     if status == 500:
-        return status, *json_response(
-            {"detail": f"an internal error; the server's log has it under the request id {request_id}"}
-        )
+        return status, *json_response({"detail": fault_detail(request_id)})
     content: dict[str, object] = {"detail": str(error)}
     if causes := _causes(error):
         content["causes"] = causes
     headers, payload = json_response(content)
     headers += _headers_of(error, status)
     return status, headers, payload
+
+
+def fault_detail(request_id: str) -> str:
+    """What a client is told of a fault of ours."""
+    return f"an internal error; the server's log has it under the request id {request_id}"
 
 
 def json_response(content: object) -> tuple[Headers, bytes]:

@@ -1,43 +1,72 @@
-"""Which handler a request goes to, below ``/v1/objects``.
+"""Which handler a request goes to, at ``/v1/objects`` and at the addresses beside it.
 
 Guarantees: in this order, an address that is malformed is 400, one with another method 405, a request that is not
 admitted 401, one that this release does not offer 501; all of it without reading a body.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from tierstore.errors import InvalidRequest, MethodNotAllowed, NotOffered
 from tierstore.http.exchange import Exchange
-from tierstore.http.objects import ObjectHandlers
+from tierstore.http.objects import Handler, ObjectHandlers
 from tierstore.http.parsing import OBJECTS_PREFIX, AddressParser, parse_query
 from tierstore.http.settings import Served
+from tierstore.http.uploads import UploadHandlers
 from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 
 _COLLECTION_METHODS = ("POST",)
 _EXTEND_EXPIRY = "PATCH"
-_NOT_OFFERED_FAMILIES = {
-    b"batch": "batch requests",
-    b"multipart": "multipart uploads",
-    b"multipart:parts": "multipart uploads",
-    b"multipart:complete": "multipart uploads",
-}
+_BATCH = b"batch"
 _CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-unmodified-since"})
 _FAMILY_PREFIX = OBJECTS_PREFIX[:-1] + b":"
 _OPERATIONS = {"GET": "get", "HEAD": "head", "PUT": "put", "POST": "put", "DELETE": "delete", "PATCH": "extend"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What a method does at an address."""
+
+    operation: str
+    handler: Handler
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Addresses beside ``/v1/objects/``, by methods: of a namespace (where keys are made), and of one object."""
+
+    of_namespace: Mapping[str, _Route]
+    """Empty: there are no such addresses."""
+    of_object: Mapping[str, _Route]
+
+
 class ObjectRoutes:
-    """Routes requests to the object handlers."""
+    """Routes requests to the handlers of objects and of uploads."""
 
     def __init__(self, limits: Limits, watchers: TaskOwner) -> None:
         self._addresses = AddressParser(limits)
         self._handlers = ObjectHandlers(watchers)
         self._object_methods = tuple(self._handlers.by_method)
+        uploads = UploadHandlers(watchers)
+        initiate = _Route("initiate_upload", uploads.initiate)
+        upload_part, list_parts = (
+            _Route("upload_part", uploads.upload_part),
+            _Route("list_parts", uploads.list_parts),
+        )
+        self._families = {
+            b"multipart": _Family(
+                {"POST": initiate}, {"PUT": initiate, "DELETE": _Route("abort_upload", uploads.abort)}
+            ),
+            b"multipart:parts": _Family({}, {"PUT": upload_part, "GET": list_parts}),
+            b"multipart:complete": _Family({}, {"POST": _Route("complete_upload", uploads.complete)}),
+        }
 
     async def serve(self, exchange: Exchange, served: Served) -> bool:
         """Answer the request, or return False, with nothing done, if its path names nothing that is served here."""
         raw_path = exchange.raw_path
         if not raw_path.startswith(OBJECTS_PREFIX):
-            return self._refuse_family(raw_path, served)
+            return raw_path.startswith(_FAMILY_PREFIX) and await self._serve_family(exchange, served)
         address = exchange.address = self._addresses.parse(raw_path)
         if address is None:
             return False
@@ -55,12 +84,40 @@ class ObjectRoutes:
             await self._handlers.by_method[method](exchange, service, address.object_id(address.key))
         return True
 
-    def _refuse_family(self, raw_path: bytes, served: Served) -> bool:
-        family, slash, _ = raw_path.removeprefix(_FAMILY_PREFIX).partition(b"/")
-        if not slash or not raw_path.startswith(_FAMILY_PREFIX) or family not in _NOT_OFFERED_FAMILIES:
+    async def _serve_family(self, exchange: Exchange, served: Served) -> bool:
+        """As `serve`, for the addresses beside ``/v1/objects/``."""
+        raw_path = exchange.raw_path
+        name, slash, _ = raw_path.removeprefix(_FAMILY_PREFIX).partition(b"/")
+        if not slash:
             return False
-        served.gate.admit(served.service)
-        raise NotOffered(f"this release does not offer {_NOT_OFFERED_FAMILIES[family]}")
+        if name == _BATCH:
+            served.gate.admit(served.service)
+            raise NotOffered("this release does not offer batch requests")
+        family = self._families.get(name)
+        if family is None:
+            return False
+        address = self._addresses.parse(raw_path, _FAMILY_PREFIX + name + slash)
+        if address is None:
+            return False
+        routes = family.of_namespace if address.key is None else family.of_object
+        if not routes:
+            return False
+        exchange.address = address
+        route = routes.get(exchange.method)
+        if route is None:
+            raise MethodNotAllowed(tuple(routes))
+        exchange.operation = route.operation
+        service = served.gate.admit(served.service)
+        if exchange.method != "GET":
+            _refuse_conditions(exchange)
+        await route.handler(exchange, service, address.object_id(address.key or service.new_key()))
+        return True
+
+
+def _refuse_conditions(exchange: Exchange) -> None:
+    """Raise `NotOffered` for a mutation under a condition, which is never passed over (RFC 9110, section 13.1)."""
+    if not _CONDITIONS.isdisjoint(exchange.fields):
+        raise NotOffered("this release does not offer conditional requests; objects have no validators")
 
 
 def _refuse_what_is_not_offered(exchange: Exchange) -> None:
@@ -74,8 +131,7 @@ def _refuse_what_is_not_offered(exchange: Exchange) -> None:
         raise NotOffered("this release does not offer to extend an object's expiry")
     if method in {"GET", "HEAD"}:
         return
-    if not _CONDITIONS.isdisjoint(exchange.fields):
-        raise NotOffered("this release does not offer conditional requests; objects have no validators")
+    _refuse_conditions(exchange)
     if not query:
         return
     parameters = parse_query(query)

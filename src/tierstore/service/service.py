@@ -6,7 +6,7 @@ Does not: decide who may do what (admission), or where objects live (tiering).
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from tierstore.backends.high_volume.contract import HighVolumeBackend
@@ -18,8 +18,10 @@ from tierstore.idsource import IdSource
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.objects import OpenObject
 from tierstore.tiering.tiered import TieredStore
+from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import ObjectId
 from tierstore.types.metadata import Metadata
+from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.objects import FoundObject, Tier
 from tierstore.types.ranges import ByteRange
 from tierstore.types.streams import Body
@@ -28,11 +30,12 @@ T = TypeVar("T")
 
 
 class ObjectService:
-    """Runs operations on the tiered store. ``mutations`` owns those that must outlive their callers."""
+    """Runs operations on the tiered store and on uploads. ``mutations`` owns those that must outlive their callers."""
 
     def __init__(
         self,
         store: TieredStore,
+        uploads: Uploads,
         high_volume: HighVolumeBackend,
         long_term: LongTermBackend,
         changelog: ChangeLog,
@@ -41,6 +44,7 @@ class ObjectService:
         mutations: TaskOwner,
     ) -> None:
         self._store = store
+        self._uploads = uploads
         self._high_volume = high_volume
         self._long_term = long_term
         self._changelog = changelog
@@ -73,6 +77,40 @@ class ObjectService:
     async def delete(self, object_id: ObjectId) -> None:
         """Delete an object, if there is one. Raises `Busy`, `Unavailable`. Safe to repeat."""
         await self._to_completion("delete", self._store.delete(object_id), None)
+
+    async def initiate_upload(self, object_id: ObjectId, metadata: Metadata) -> UploadId:
+        """Begin a multipart upload of an object, which is to have ``metadata``; readers see nothing of it.
+
+        Raises `Busy`, `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A retry begins another upload.
+        """
+        return await self._to_completion("initiate_upload", self._uploads.initiate(object_id, metadata), None)
+
+    async def upload_part(self, upload: UploadId, number: int, body: Body, md5: bytes | None) -> Part:
+        """Store ``body``, whose size is known, as part ``number``; return it once it is durable.
+
+        Raises what ``body`` raises, `ChecksumMismatch`, `ObjectTooLarge`, `StorageFull` (no part is stored),
+        `NoSuchUpload`, `Busy`, and the other `Unavailable`. Safe to repeat.
+        """
+        return await self._to_completion("upload_part", self._uploads.upload_part(upload, number, body, md5), body)
+
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        """Up to ``limit`` parts with numbers above ``after``. Raises `NoSuchUpload`, `Unavailable`. Safe to repeat."""
+        return await self._uploads.list_parts(upload, after, limit)
+
+    async def complete_upload(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        """Make the object of the named parts; return once it is durable and visible, or has been, by this upload.
+
+        Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `ObjectTooLarge`, `Busy` and the
+        other `Unavailable`. Safe to repeat.
+        """
+        await self._to_completion("complete_upload", self._uploads.complete(upload, parts), None)
+
+    async def abort_upload(self, upload: UploadId) -> None:
+        """End an upload and remove its parts. Raises `NoSuchUpload`, `Busy` and the other `Unavailable`.
+
+        Safe to repeat.
+        """
+        await self._to_completion("abort_upload", self._uploads.abort(upload), None)
 
     async def check(self) -> None:
         """Raise `Unavailable` unless all stores answer."""

@@ -8,6 +8,7 @@ The wrappers are total: each passes on every method of its contract.
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar, assert_never
@@ -25,9 +26,11 @@ from tierstore.backends.high_volume.contract import (
 )
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Backlog, Entry
+from tierstore.changelog.entries import Backlog, Claim, Entry
 from tierstore.clock import UnixMicros
+from tierstore.errors import TierstoreError
 from tierstore.types.ids import ObjectId, Revision, Version
+from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.ranges import Span
 
 T = TypeVar("T")
@@ -175,10 +178,14 @@ class FaultScript:
         self._crashed = False
 
     async def arrive(self) -> int:
-        """Let everything that is late arrive now, in the order of the calls; return how many that were."""
+        """Let everything that is late arrive now, in the order of the calls; return how many that were.
+
+        What a call raises then, nobody hears.
+        """
         late, self._late = self._late, []
         for effect in late:
-            await effect()
+            with suppress(TierstoreError):
+                await effect()
         return len(late)
 
 
@@ -281,6 +288,25 @@ class FaultyLongTerm(LongTermBackend):
     async def delete(self, revision: Revision) -> None:
         await self._around("long_term.delete", lambda: self._inner.delete(revision))
 
+    async def initiate(self, revision: Revision) -> str:
+        return await self._around("long_term.initiate", lambda: self._inner.initiate(revision))
+
+    async def upload_part(
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+    ) -> Part:
+        return await self._around(
+            "long_term.upload_part", lambda: self._inner.upload_part(upload, number, source, size, md5)
+        )
+
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        return await self._around("long_term.list_parts", lambda: self._inner.list_parts(upload, after, limit))
+
+    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        await self._around("long_term.complete", lambda: self._inner.complete(upload, parts))
+
+    async def abort(self, upload: UploadId | Revision) -> None:
+        await self._around("long_term.abort", lambda: self._inner.abort(upload))
+
     async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
         return await self._around("long_term.list", lambda: self._inner.list(prefix, after, limit))
 
@@ -342,6 +368,17 @@ class FaultyChangeLog(ChangeLog):
             "changelog.record_again", lambda: self._inner.record_again(owner, new=new, old=old, not_before=not_before)
         )
 
+    async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
+        await self._around("changelog.begin_upload", lambda: self._inner.begin_upload(revision, upload, not_before))
+
+    async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
+        return await self._around(
+            "changelog.claim", lambda: self._inner.claim(revision, owner, old=old, not_before=not_before)
+        )
+
+    async def mark_done(self, revision: Revision, not_before: UnixMicros) -> None:
+        await self._around("changelog.mark_done", lambda: self._inner.mark_done(revision, not_before))
+
     async def forget(self, owner: UUID) -> None:
         await self._around("changelog.forget", lambda: self._inner.forget(owner))
 
@@ -354,14 +391,17 @@ class FaultyChangeLog(ChangeLog):
     async def resume_later(self, entry: Entry, not_before: UnixMicros) -> bool:
         return await self._around("changelog.resume_later", lambda: self._inner.resume_later(entry, not_before))
 
-    async def forget_condemned(self, entry: Entry) -> bool:
-        return await self._around("changelog.forget_condemned", lambda: self._inner.forget_condemned(entry))
+    async def forget_settled(self, entry: Entry) -> bool:
+        return await self._around("changelog.forget_settled", lambda: self._inner.forget_settled(entry))
 
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
         return await self._around("changelog.due", lambda: self._inner.due(now, limit))
 
     async def find(self, revision: Revision) -> Sequence[Entry]:
         return await self._around("changelog.find", lambda: self._inner.find(revision))
+
+    async def list(self, after: Entry | None, limit: int, *, uploads: bool = False) -> Sequence[Entry]:
+        return await self._around("changelog.list", lambda: self._inner.list(after, limit, uploads=uploads))
 
     async def backlog(self) -> Backlog:
         return await self._around("changelog.backlog", self._inner.backlog)

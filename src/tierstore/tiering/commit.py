@@ -14,8 +14,8 @@ Large put, `Committer.put_blob`
          if it cannot say so, the entries are left to the sweeper, at once.
          cancelled: as with an error of the body: the store lets go of what it had.
          not whole by ``operation_deadline``: the write is given up, as if cancelled [time].
-    4. Point the row to R, if it has not been fenced since the base was read [token] and still points to X, or to none
-       if there is no X [pointer]. Inline writes and deletes that came between are overwritten. **Commit point.**
+    4. Point the row to R, if it has not been fenced since the base was read [token] and no blob has come or gone
+       meanwhile [pointer]. Inline writes and deletes that came between are overwritten. **Commit point.**
          done: 5.
          lost: read the row again, record what it points to now [record-old]; that fails if a sweeper has condemned
          (R, me, new) [revalidate], and then this write has been given up. Repeat 4, a bounded number of times: R is
@@ -25,7 +25,7 @@ Large put, `Committer.put_blob`
          nothing is deleted on a guess, the caller is told to try again, the entries are left to the sweeper, which
          fences the row [fence] before it deletes anything.
          cancelled, or any other error: as with an unknown outcome, without the look.
-    5. Off the caller's path: delete X, then forget my entries.
+    5. Off the caller's path: if an upload made X, mark its entry done [mark-done]; delete X; forget my entries.
          error, cancelled: the sweeper does it.
 
 Small put and delete, `Committer.put_inline` and `Committer.delete`
@@ -47,12 +47,8 @@ sweeper keeps (R, new) for longer than that, so a blob that appears after its fi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, assert_never
-from uuid import UUID
-
-import structlog
+from collections.abc import Awaitable, Callable
+from typing import assert_never
 
 from tierstore import telemetry
 from tierstore.backends.high_volume.contract import (
@@ -66,9 +62,9 @@ from tierstore.backends.high_volume.contract import (
     Tombstone,
     TombstoneRow,
 )
-from tierstore.backends.long_term.contract import BlobInfo, LongTermBackend
+from tierstore.backends.long_term.contract import LongTermBackend
 from tierstore.changelog.contract import ChangeLog
-from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
+from tierstore.clock import Clock, UnixMicros
 from tierstore.errors import (
     ClientDisconnected,
     ClientMistake,
@@ -80,57 +76,37 @@ from tierstore.errors import (
 )
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
-from tierstore.tasks import TaskOwner
+from tierstore.tiering.operations import Operation, Operations, pointed_to
 from tierstore.types.ids import ObjectId, Revision
 from tierstore.types.metadata import Metadata, deadline
 from tierstore.types.metadata_storage import encode_metadata
 from tierstore.types.streams import Body
 
-log = structlog.get_logger(__name__)
-
 _NO_BLOB_APPEARS = (ClientMistake, ClientDisconnected, InvariantBroken, StorageFull, GivenUp, asyncio.CancelledError)
 """What ends a put of the long-term store with the promise that no blob appears, then or later."""
 
 
-def pointed_to(object_id: ObjectId, row: RowHead | TombstoneRow | None) -> Revision | None:
-    """The revision that ``row`` points to (an expired tombstone still does), or None."""
-    if row is None or not isinstance(row.content, Tombstone):
-        return None
-    return Revision(object_id, row.content.revision)
-
-
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    """One mutation: the owner of its entries, and when it must have given up."""
-
-    owner: UUID
-    ends: float
-    """On the monotonic clock."""
-    not_after: UnixMicros
-    """The same moment on the wall clock, which goes on while a machine is suspended."""
-
-
 class Committer:
-    """Changes rows by the protocol above. ``cleanup`` owns the work that is done off the callers' paths."""
+    """Changes rows by the protocol above."""
 
     def __init__(
         self,
         high_volume: HighVolumeBackend,
         long_term: LongTermBackend,
         changelog: ChangeLog,
+        operations: Operations,
         *,
         limits: Limits,
         clock: Clock,
         ids: IdSource,
-        cleanup: TaskOwner,
     ) -> None:
         self._high_volume = high_volume
         self._long_term = long_term
         self._changelog = changelog
+        self._operations = operations
         self._limits = limits
         self._clock = clock
         self._ids = ids
-        self._cleanup = cleanup
         self._conflicts = {
             name: telemetry.commit_conflicts.labels(name) for name in ("put_blob", "put_inline", "delete")
         }
@@ -141,14 +117,14 @@ class Committer:
         Raises what ``body`` raises, `StorageFull`, `GivenUp`, `OutcomeUnknown` and the other `Unavailable`. A retry is
         a new write, and safe.
         """
-        operation = self._begin()
+        operation = self._operations.begin()
         revision = Revision(object_id, self._ids.uuid())
         base = await self._high_volume.head(object_id)
         await self._changelog.record(
-            operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._grace_end()
+            operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._operations.grace_end()
         )
         try:
-            blob = await self._put_in_time(operation, revision, body)
+            blob = await self._operations.in_time(operation, self._long_term.put(revision, body, body.size))
         except BaseException as error:
             await self._abandon(operation, revision, certain=isinstance(error, _NO_BLOB_APPEARS))
             raise
@@ -159,19 +135,8 @@ class Committer:
             await self._abandon(operation, revision, certain=not_committed)
             raise
 
-    async def _put_in_time(self, operation: _Operation, revision: Revision, body: Body) -> BlobInfo:
-        """Step 3 of a large put, ended when the operation has to."""
-        time = asyncio.timeout(operation.ends - self._clock.monotonic())
-        try:
-            async with time:
-                return await self._long_term.put(revision, body, body.size)
-        except TimeoutError:
-            if not time.expired():  # the store's own, which promises nothing
-                raise
-            raise GivenUp("the write took longer than an operation may; try again") from None
-
     async def _commit_blob(
-        self, operation: _Operation, revision: Revision, base: RowHead | None, metadata: Metadata, size: int
+        self, operation: Operation, revision: Revision, base: RowHead | None, metadata: Metadata, size: int
     ) -> None:
         """Step 4 of a large put: point the row to the blob until that is done, lost for good, or unknown."""
         object_id = revision.object_id
@@ -179,7 +144,7 @@ class Committer:
             created = self._clock.now()
             tombstone = Tombstone(encode_metadata(metadata, size=size, time_created=created), revision.uuid)
             expires = deadline(metadata.expiration, created)
-            self._check_time(operation)
+            self._operations.check_time(operation)
             try:
                 committed = await self._high_volume.point(
                     object_id, base, tombstone, expires, not_after=operation.not_after
@@ -189,12 +154,14 @@ class Committer:
                     raise
                 committed = True
             if committed:
-                await self._off_path("clean_up", self._clean_up(operation, pointed_to(object_id, base)))
+                await self._operations.off_path(
+                    "clean_up", self._operations.clean_up(operation, pointed_to(object_id, base))
+                )
                 return
             self._conflicts["put_blob"].inc()
             base = await self._high_volume.head(object_id)
             if not await self._changelog.record_again(
-                operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._grace_end()
+                operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._operations.grace_end()
             ):
                 raise GivenUp("the write took so long that it was settled as abandoned; try again")
         raise Unavailable("too many concurrent writers of this object; try again")
@@ -230,24 +197,26 @@ class Committer:
         row = await blindly()
         if row is None:
             return
-        operation = self._begin()
+        operation = self._operations.begin()
         old = pointed_to(object_id, row)
-        await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
+        await self._changelog.record(operation.owner, new=None, old=old, not_before=self._operations.grace_end())
         try:
             for _ in range(self._limits.commit_attempts_max):
                 if await self._compare_and_write(operation, object_id, row, content, expires):
-                    await self._off_path("clean_up", self._clean_up(operation, old))
+                    await self._operations.off_path("clean_up", self._operations.clean_up(operation, old))
                     return
                 self._conflicts[name].inc()
                 row = await blindly()
                 if row is None:
-                    await self._off_path("clean_up", self._clean_up(operation, None))
+                    await self._operations.off_path("clean_up", self._operations.clean_up(operation, None))
                     return
                 old = pointed_to(object_id, row)
-                await self._changelog.record_again(operation.owner, new=None, old=old, not_before=self._grace_end())
+                await self._changelog.record_again(
+                    operation.owner, new=None, old=old, not_before=self._operations.grace_end()
+                )
             raise Unavailable("too many concurrent writers of this object; try again")
         except BaseException:
-            await self._off_path("expedite", self._expedite(operation))
+            await self._operations.off_path("expedite", self._operations.expedite(operation.owner))
             raise
 
     async def settle_expired(self, found: FoundRow, by: UnixMicros) -> bool:
@@ -263,46 +232,33 @@ class Committer:
                 )
                 return version is not None
             case Tombstone():
-                operation, old = self._begin(), pointed_to(object_id, row)
-                await self._changelog.record(operation.owner, new=None, old=old, not_before=self._grace_end())
+                operation, old = self._operations.begin(), pointed_to(object_id, row)
+                await self._changelog.record(
+                    operation.owner, new=None, old=old, not_before=self._operations.grace_end()
+                )
                 version = await self._high_volume.compare_and_write(
                     object_id, row.version, Gone(), None, if_expired_by=by, not_after=operation.not_after
                 )
-                await self._clean_up(operation, None if version is None else old)
+                await self._operations.clean_up(operation, None if version is None else old)
                 return version is not None
             case Gone():
                 return False
             case _:
                 assert_never(row.content)
 
-    def _begin(self) -> _Operation:
-        seconds = self._limits.operation_deadline_seconds
-        return _Operation(self._ids.uuid(), self._clock.monotonic() + seconds, self._in(seconds))
-
-    def _grace_end(self) -> UnixMicros:
-        return self._in(self._limits.entry_grace_seconds)
-
-    def _in(self, seconds: float) -> UnixMicros:
-        return self._clock.now() + int(seconds * MICROS_PER_SECOND)
-
     async def _compare_and_write(
         self,
-        operation: _Operation,
+        operation: Operation,
         object_id: ObjectId,
         base: TombstoneRow,
         content: Content,
         expires: UnixMicros | None,
     ) -> bool:
-        self._check_time(operation)
+        self._operations.check_time(operation)
         version = await self._high_volume.compare_and_write(
             object_id, base.version, content, expires, not_after=operation.not_after
         )
         return version is not None
-
-    def _check_time(self, operation: _Operation) -> None:
-        """Before each try of a commit point. The store looks at the time once more, when it writes."""
-        if self._clock.monotonic() > operation.ends or self._clock.now() > operation.not_after:
-            raise GivenUp("the write took longer than an operation may; try again")
 
     async def _has(self, revision: Revision) -> bool:
         """Whether the row points to ``revision``; False also when nobody can tell."""
@@ -312,34 +268,14 @@ class Committer:
             return False
         return pointed_to(revision.object_id, row) == revision
 
-    async def _clean_up(self, operation: _Operation, old: Revision | None) -> None:
-        """Step 5: what a finished operation leaves."""
-        if old is not None:
-            await self._long_term.delete(old)
-        await self._changelog.forget(operation.owner)
-
-    async def _discard(self, operation: _Operation, revision: Revision) -> None:
+    async def _discard(self, operation: Operation, revision: Revision) -> None:
         """Undo a large put of which it is certain that it was not and will not be committed."""
         await self._long_term.delete(revision)
         await self._changelog.forget(operation.owner)
 
-    async def _abandon(self, operation: _Operation, revision: Revision, *, certain: bool) -> None:
+    async def _abandon(self, operation: Operation, revision: Revision, *, certain: bool) -> None:
         """Let go of a large put that failed: undo it if it is certain that it cannot take effect any more."""
         if certain:
-            await self._off_path("discard", self._discard(operation, revision))
+            await self._operations.off_path("discard", self._discard(operation, revision))
         else:
-            await self._off_path("expedite", self._expedite(operation))
-
-    async def _expedite(self, operation: _Operation) -> None:
-        """Leave an operation that cannot go on to the sweeper, at once."""
-        await self._changelog.expedite(operation.owner, self._clock.now())
-
-    async def _off_path(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Let the cleanup owner do ``work``; when it has too much to do, do it here, which slows its producers."""
-        if not self._cleanup.full:
-            self._cleanup.spawn(name, work)
-            return
-        try:
-            await work
-        except Exception:  # the operation has ended one way or the other, and this must not change its answer
-            log.exception("cleanup left to the sweeper", work=name)
+            await self._operations.off_path("expedite", self._operations.expedite(operation.owner))

@@ -4,19 +4,8 @@ It may run under live operations and in any number of processes at once: it can 
 never make one lose what it has acknowledged. When it comes is a matter of politeness. Its work is bounded, may stop
 anywhere, and begins again.
 
-Settling an entry of the log whose ``not_before`` has passed (R its revision; arms as in `tierstore.tiering.commit`)
-    1. Condemn it: from the state and epoch that were read, for the length of a lease.
-         lost: somebody else has it. error, cancelled: nothing has happened, or it is condemned and taken again later.
-    2. Fence the row: the same content with a new version, whatever it is ("none" becomes `Gone`). Every
-       compare-and-write still under way that is based on an older version dies now [fence].
-         error, cancelled: a fence more or less does no harm.
-    3. The row points to R: the blob is kept, the entry forgotten.
-    4. Otherwise nobody can commit R any more: delete its blob.
-         error, cancelled: the entry is there and condemned; it is taken again when its lease is over.
-    5. Give the entry back for a second visit, which repeats all of it. If the blob has stayed away until then, the
-       entry is forgotten: a store that was still finishing a write when told to delete cannot leave garbage behind.
-       In role new the second visit is not before ``operation_deadline`` has passed since the entry was recorded, for
-       until then a live owner may still be writing the blob that it will not be able to commit [time].
+Entries of the log whose ``not_before`` has passed are settled as `tierstore.tiering.settling` says: what crashed
+writers left, uploads that nobody completed, and outcomes of uploads that have been remembered long enough.
 
 Besides: expired objects are settled like deletes, markers are removed when they have been kept long enough, and the
 long-term store removes the debris of crashed writers.
@@ -33,14 +22,13 @@ from tierstore import telemetry
 from tierstore.backends.high_volume.contract import FoundRow, HighVolumeBackend
 from tierstore.backends.long_term.contract import LongTermBackend
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Entry, Role
+from tierstore.changelog.entries import Entry
 from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
-from tierstore.errors import CorruptObject
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.tasks import for_each
-from tierstore.tiering.commit import Committer, pointed_to
-from tierstore.types.ids import Revision
+from tierstore.tiering.commit import Committer
+from tierstore.tiering.settling import Settler
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +44,7 @@ class Sweeper:
         long_term: LongTermBackend,
         changelog: ChangeLog,
         committer: Committer,
+        settler: Settler,
         *,
         limits: Limits,
         clock: Clock,
@@ -65,6 +54,7 @@ class Sweeper:
         self._long_term = long_term
         self._changelog = changelog
         self._committer = committer
+        self._settler = settler
         self._limits = limits
         self._clock = clock
         self._ids = ids
@@ -138,44 +128,14 @@ class Sweeper:
 
     async def _settle_entry(self, entry: Entry) -> str:
         try:
-            return await self.settle(entry)
+            outcome = await self._settler.settle(entry)
         except Exception:  # one bad entry must not keep the sweeper from the others
             log.exception("entry could not be settled", revision=entry.revision.storage_path)
             return "error"
-
-    async def settle(self, entry: Entry) -> str:
-        """Settle one entry by the steps above, now, whatever its ``not_before``; return what became of it.
-
-        ``lost`` (somebody else has it), ``kept`` (its blob is live), ``deleted`` (its blob has gone; a second visit
-        follows) or ``forgotten`` (that second visit). Raises `Unavailable`; safe to repeat.
-        """
-        condemned = await self._changelog.condemn(entry, self._in(self._limits.sweep_lease_seconds))
-        if condemned is None:
-            return "lost"
-        revision = condemned.revision
-        row = await self._high_volume.fence(revision.object_id)
-        if pointed_to(revision.object_id, row) == revision:
-            await self._changelog.forget_condemned(condemned)
-            return "kept"
-        if condemned.sweeps and not await self._is_there(revision):
-            await self._changelog.forget_condemned(condemned)
-            return "forgotten"
-        await self._long_term.delete(revision)
-        await self._changelog.resume_later(condemned, self._second_visit(condemned))
-        return "deleted"
-
-    def _second_visit(self, entry: Entry) -> UnixMicros:
-        """When nobody can be writing the blob of ``entry`` any more, and the store has had time to finish."""
-        if entry.role is Role.OLD:
-            return self._in(self._limits.sweep_second_visit_seconds)
-        seconds = self._limits.operation_deadline_seconds + self._limits.sweep_second_visit_seconds
-        return max(self._in(self._limits.sweep_second_visit_seconds), entry.recorded + int(seconds * MICROS_PER_SECOND))
-
-    async def _is_there(self, revision: Revision) -> bool:
-        try:
-            return await self._long_term.head(revision) is not None
-        except CorruptObject:  # something is, and it has to go
-            return True
+        if outcome == "deleted" and entry.owner_is_upload and not entry.sweeps:
+            telemetry.upload_aborts.labels("retention").inc()
+            log.info("upload aborted: nobody has completed it", revision=entry.revision.storage_path)
+        return outcome
 
     async def _expired(self) -> Sequence[FoundRow]:
         return await self._high_volume.expired(self._clock.now(), self._limits.sweep_batch)

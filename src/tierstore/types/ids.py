@@ -13,6 +13,9 @@ from uuid import UUID
 from tierstore.errors import InvalidRequest
 from tierstore.limits import Limits
 
+UPLOAD_UUID_VERSION = 8
+"""Of the UUIDs of revisions that multipart uploads make (RFC 9562: free for the application); others never have it."""
+
 _USECASE = re.compile(r"[A-Za-z0-9_-]{3,64}")
 _SCOPE_WORD = re.compile(r"[A-Za-z0-9_\-()$!+']+")
 _OBJECTS = "objects"
@@ -133,6 +136,11 @@ class Revision:
 
     object_id: ObjectId
     uuid: UUID
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether a multipart upload makes its blob. It is in the name, so that telling costs no look anywhere."""
+        return self.uuid.version == UPLOAD_UUID_VERSION
 
     @property
     def storage_path(self) -> str:

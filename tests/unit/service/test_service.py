@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, object_id, open_world, payload_of
-from tierstore.errors import Busy, ObjectNotFound, Unavailable
+from tierstore.errors import Busy, NoSuchUpload, ObjectNotFound, Unavailable
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FailBefore, Pause
 from tierstore.types.metadata import Metadata
+from tierstore.types.multipart import PartName, UploadId
 from tierstore.types.objects import Tier
 from tierstore.types.streams import Body
 
@@ -19,7 +20,13 @@ def _service(world: World, mutations_max: int = 64) -> tuple[ObjectService, Task
     reported: list[str] = []
     mutations = TaskOwner(mutations_max, lambda name, _: reported.append(name))
     service = ObjectService(
-        world.store, world.high_volume, world.long_term, world.changelog, ids=world.ids, mutations=mutations
+        world.store,
+        world.uploads,
+        world.high_volume,
+        world.long_term,
+        world.changelog,
+        ids=world.ids,
+        mutations=mutations,
     )
     return service, mutations, reported
 
@@ -99,6 +106,82 @@ async def test_a_write_that_has_not_arrived_ends_with_its_caller() -> None:
         await world.check_settled()
 
 
+async def _begun(service: ObjectService) -> tuple[UploadId, list[PartName]]:
+    """An upload with two parts."""
+    upload = await service.initiate_upload(object_id("k"), Metadata())
+    parts = [await service.upload_part(upload, number, BytesBody(LARGE), None) for number in (1, 2)]
+    return upload, [PartName(part.number, part.etag) for part in parts]
+
+
+async def test_uploads_pass_through() -> None:
+    """Initiate, parts, list, complete and abort answer what the uploads answer."""
+    async with open_world() as world:
+        service, _, _ = _service(world)
+        upload, names = await _begun(service)
+        page = await service.list_parts(upload, 0, 3)
+        assert ([PartName(part.number, part.etag) for part in page.parts], page.truncated) == (names, False)
+        await service.complete_upload(upload, names)
+        assert await world.get("k") == LARGE + LARGE
+        with pytest.raises(NoSuchUpload):
+            await service.abort_upload(upload)
+        other, names = await _begun(service)
+        await service.abort_upload(other)
+        with pytest.raises(NoSuchUpload):
+            await service.complete_upload(other, names)
+
+
+@pytest.mark.parametrize("call", ["long_term.complete", "high_volume.point"])
+@pytest.mark.parametrize("after_effect", [False, True])
+async def test_a_completion_ends_without_its_caller(call: str, after_effect: bool) -> None:
+    """A caller that goes away, wherever the completion is, does not end it."""
+    async with open_world() as world:
+        service, mutations, reported = _service(world)
+        upload, names = await _begun(service)
+        pause = Pause(after_effect=after_effect)
+        world.script.at(call, pause)
+        caller = asyncio.create_task(service.complete_upload(upload, names))
+        await pause.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        pause.release.set()
+        assert await mutations.drain(5) == 0
+        assert await world.get("k") == LARGE + LARGE
+        assert reported == []
+
+
+async def test_a_part_that_has_not_arrived_ends_with_its_caller() -> None:
+    """A caller that goes away in the middle of a part: it is not kept, and nothing goes on."""
+    async with open_world() as world:
+        service, mutations, _ = _service(world)
+        upload, _ = await _begun(service)
+        body = _StuckBody()
+        caller = asyncio.create_task(service.upload_part(upload, 3, body, None))
+        await body.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert await mutations.drain(5) == 0
+        assert [part.number for part in (await service.list_parts(upload, 0, 3)).parts] == [1, 2]
+
+
+async def test_a_part_that_has_arrived_is_kept_without_its_caller() -> None:
+    """Once all of a part is there, a caller that goes away does not undo it."""
+    async with open_world() as world:
+        service, mutations, _ = _service(world)
+        upload, _ = await _begun(service)
+        pause = Pause(after_effect=True)
+        world.script.at("long_term.upload_part", pause)
+        caller = asyncio.create_task(service.upload_part(upload, 3, BytesBody(SMALL), None))
+        await pause.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        pause.release.set()
+        assert await mutations.drain(5) == 0
+        assert [part.number for part in (await service.list_parts(upload, 0, 3)).parts] == [1, 2, 3]
+
+
 async def test_a_failure_that_nobody_waits_for_is_reported() -> None:
     """When the caller has gone and the write fails, the owner of the task says so."""
     async with open_world() as world:
@@ -131,6 +214,8 @@ async def test_mutations_are_bounded() -> None:
         calls = len(world.script.trace)
         with pytest.raises(Busy):
             await service.delete(object_id("k"))
+        with pytest.raises(Busy):
+            await service.initiate_upload(object_id("k"), Metadata())
         assert len(world.script.trace) == calls
         with pytest.raises(ObjectNotFound):
             await service.head(object_id("k"))

@@ -22,8 +22,19 @@ MEANING = {
     "changelog.record": "record in the change log",
     "changelog.forget": "forget the entries",
     "changelog.due": "list what is due",
+    "changelog.begin_upload": "record the upload",
+    "changelog.claim": "claim the upload",
+    "changelog.mark_done": "mark the upload done",
+    "changelog.find": "look for the upload's entry",
+    "changelog.condemn": "condemn the upload",
+    "changelog.resume_later": "leave it for a second visit",
+    "high_volume.fence": "fence the row",
+    "long_term.initiate": "begin the upload",
+    "long_term.complete": "assemble the blob",
+    "long_term.head": "look at the blob",
+    "long_term.abort": "abort the upload",
     "long_term.put": "write the blob",
-    "long_term.delete": "delete the replaced blob",
+    "long_term.delete": "delete the blob",
     "long_term.remove_debris": "remove debris",
 }
 
@@ -59,7 +70,7 @@ async def _seen(world: World, mutation: Mutation) -> str:
     seen = await world.get("k")
     if seen is None:
         return "absent"
-    return "new" if seen == mutation.after else "old"
+    return "new" if seen == mutation.after != mutation.before else "old"
 
 
 async def _left(world: World) -> str:

@@ -227,7 +227,7 @@ async def test_an_adversarial_sweeper_under_live_writers_can_only_make_them_fail
         async def sweep() -> None:
             for _ in range(40):
                 for entry in await world.raw_changelog.due(2**62, 100):
-                    await world.sweeper.settle(entry)
+                    await world.settler.settle(entry)
                 await world.check_no_dangling()
                 await world.clock.sleep(0)
 

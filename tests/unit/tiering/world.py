@@ -1,12 +1,14 @@
 """A tiered store over in-memory backends, with a clock, faults and a back door: what the tiering tests run in."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from tierstore.backends.high_volume.contract import Tombstone
 from tierstore.backends.high_volume.memory import MemoryHighVolume, MemoryRows
 from tierstore.backends.long_term.contract import BlobStream
-from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm
+from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm, Repeats
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.errors import ObjectNotFound
 from tierstore.limits import Limits
@@ -16,10 +18,14 @@ from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVol
 from tierstore.testing.ids import SeededIds
 from tierstore.tiering.commit import Committer
 from tierstore.tiering.objects import OpenObject
+from tierstore.tiering.operations import Operations
+from tierstore.tiering.settling import Settler
 from tierstore.tiering.sweeper import Sweeper
 from tierstore.tiering.tiered import TieredStore
+from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.metadata import Expiration, Manual, Metadata
+from tierstore.types.multipart import PartName, UploadId
 from tierstore.types.objects import Tier
 from tierstore.types.ranges import ByteRange
 from tierstore.types.streams import Body
@@ -58,45 +64,72 @@ class BytesBody(Body):
 class World:
     """One store with everything in reach."""
 
-    def __init__(self, limits: Limits) -> None:
+    upload: UploadId
+    """The upload that was begun last."""
+    parts: Sequence[PartName]
+    """Its parts."""
+
+    def __init__(self, limits: Limits, repeats: Repeats = Repeats.NOT_FOUND) -> None:
         self.limits = limits
         self.clock = ManualClock()
         self.ids = SeededIds(7)
         self.script = FaultScript()
         self.raw_high_volume = MemoryHighVolume(MemoryRows(), clock=self.clock, ids=self.ids)
-        self.raw_long_term = MemoryLongTerm(MemoryBlobs(), clock=self.clock, limits=limits)
+        self.disk = MemoryBlobs()
+        self.raw_long_term = MemoryLongTerm(self.disk, clock=self.clock, limits=limits, repeats=repeats)
         self.raw_changelog = MemoryChangeLog(MemoryEntries(), clock=self.clock)
         self.high_volume = FaultyHighVolume(self.raw_high_volume, self.script)
         self.long_term = FaultyLongTerm(self.raw_long_term, self.script)
         self.changelog = FaultyChangeLog(self.raw_changelog, self.script)
         self.failures: list[tuple[str, BaseException]] = []
         self.cleanup = TaskOwner(limits.background_tasks_max, lambda name, error: self.failures.append((name, error)))
-        self.committer = Committer(
-            self.high_volume,
-            self.long_term,
-            self.changelog,
-            limits=limits,
-            clock=self.clock,
-            ids=self.ids,
-            cleanup=self.cleanup,
+        self.operations = Operations(
+            self.long_term, self.changelog, limits=limits, clock=self.clock, ids=self.ids, cleanup=self.cleanup
         )
+        stores = (self.high_volume, self.long_term, self.changelog)
+        self.committer = Committer(*stores, self.operations, limits=limits, clock=self.clock, ids=self.ids)
+        self.settler = Settler(*stores, limits=limits, clock=self.clock)
+        self.uploads = Uploads(*stores, self.operations, self.settler, limits=limits, clock=self.clock, ids=self.ids)
         self.store = TieredStore(
             self.high_volume, self.long_term, self.committer, limits=limits, clock=self.clock, cleanup=self.cleanup
         )
-        self.sweeper = Sweeper(
-            self.high_volume,
-            self.long_term,
-            self.changelog,
-            self.committer,
-            limits=limits,
-            clock=self.clock,
-            ids=self.ids,
-        )
+        self.sweeper = Sweeper(*stores, self.committer, self.settler, limits=limits, clock=self.clock, ids=self.ids)
 
     async def put(self, key: str, payload: bytes, expiration: Expiration | None = None) -> Tier:
         """Store ``payload`` under ``key``."""
         metadata = Metadata(expiration=expiration or Manual())
         return await self.store.put(object_id(key), metadata, BytesBody(payload))
+
+    async def begin_upload(self, key: str, payload: bytes, metadata: Metadata | None = None) -> UploadId:
+        """Begin an upload of ``payload`` under ``key`` and send it in parts of up to 40 bytes."""
+        self.upload = await self.uploads.initiate(object_id(key), metadata or Metadata())
+        pieces = [payload[start : start + 40] for start in range(0, len(payload), 40)]
+        self.parts = [
+            PartName(number, (await self.uploads.upload_part(self.upload, number, BytesBody(piece), None)).etag)
+            for number, piece in enumerate(pieces, start=1)
+        ]
+        return self.upload
+
+    async def complete(self) -> None:
+        """Complete the upload that was begun last."""
+        await self.in_passing_time(self.uploads.complete(self.upload, self.parts))
+
+    async def abort(self) -> None:
+        """Abort the upload that was begun last."""
+        await self.in_passing_time(self.uploads.abort(self.upload))
+
+    async def in_passing_time(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await ``work`` while time goes on for those who wait for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            while not task.done():
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                if not task.done():
+                    self.clock.advance(self.limits.complete_poll_seconds)
+            await task
+        finally:
+            task.cancel()
 
     async def get(self, key: str, byte_range: ByteRange | None = None) -> bytes | None:
         """The payload under ``key``, or None."""
@@ -115,9 +148,9 @@ class World:
         await self.cleanup.drain(5)
 
     async def sweep(self) -> None:
-        """Let all entries become due, and sweep until the second visits are over."""
+        """Let all entries become due, those of uploads too, and sweep until the second visits are over."""
         await self.drain()
-        self.clock.advance(self.limits.entry_grace_seconds + 1)
+        self.clock.advance(max(self.limits.entry_grace_seconds, self.limits.upload_retention_seconds) + 1)
         await self.sweeper.run_once()
         self.clock.advance(self.limits.operation_deadline_seconds + self.limits.sweep_second_visit_seconds + 1)
         await self.sweeper.run_once()
@@ -150,6 +183,9 @@ class World:
         await self.check_no_dangling()
         orphans = set(await self.blobs()) - set(await self.pointed_to())
         assert not orphans, f"orphans: {orphans}; calls: {self.script.trace}"
+        known = {entry.revision for entry in await self.raw_changelog.list(None, 1000, uploads=True)}
+        unknown = set(self.disk.uploads) - known
+        assert not unknown, f"uploads that nobody will abort: {unknown}; calls: {self.script.trace}"
         assert await self.logged() == 0, f"calls: {self.script.trace}"
 
 
@@ -174,8 +210,8 @@ async def read_all(stream: BlobStream) -> bytes:
 
 
 @asynccontextmanager
-async def open_world(limits: Limits | None = None) -> AsyncIterator[World]:
+async def open_world(limits: Limits | None = None, repeats: Repeats = Repeats.NOT_FOUND) -> AsyncIterator[World]:
     """A world whose cleanup has been drained when it ends, without an unexpected failure."""
-    world = World(limits or Limits.tiny())
+    world = World(limits or Limits.tiny(), repeats)
     yield world
     await world.drain()

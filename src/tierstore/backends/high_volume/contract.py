@@ -76,8 +76,9 @@ class Row:
 class RowHead:
     """A row without an inline payload.
 
-    ``fenced`` tells fences apart: it is new with the row and with every fence, and stays through all other writes. It
-    takes no part in comparisons.
+    ``fenced`` tells apart what `HighVolumeBackend.point` has to: it is new with the row, with every fence, and with
+    every write that makes the row point to a blob, to another one, or no longer to one. It stays through all other
+    writes, and takes no part in comparisons.
     """
 
     version: Version
@@ -165,11 +166,11 @@ class HighVolumeBackend(ABC):
     ) -> bool:
         """Make the row a tombstone, with a new version, unless it was fenced or has changed its blob since ``base``.
 
-        Written if the row has been fenced as often as in ``base``, and points to the blob that ``base`` points to (or
-        to none if that points to none), whatever inline writes and deletes of inline rows came between: they are
-        overwritten, so that a large write is not kept from its end by small ones. With None for ``base`` there must be
-        no row. ``not_after`` as with `compare_and_write`. Returns whether it was written. Not safe to repeat after
-        `OutcomeUnknown`: read the row first.
+        Written if ``fenced`` is still as in ``base``, whatever inline writes and deletes of inline rows came between:
+        they are overwritten, so that a large write is not kept from its end by small ones. A blob that came and went
+        again meanwhile is a change too. With None for ``base`` there must be no row. ``not_after`` as with
+        `compare_and_write`. Returns whether it was written. Not safe to repeat after `OutcomeUnknown`: read the row
+        first.
         """
 
     @abstractmethod
@@ -195,8 +196,8 @@ class HighVolumeBackend(ABC):
 
         All kinds of rows, `Gone` and expired ones too; at most ``limit`` (1 or more). Not a snapshot: a row that is
         there throughout a paged scan is listed exactly once, one that comes or goes meanwhile may be or not. A row that
-        cannot be read is logged and passed over; a page is short only when no readable rows are left. For multipart
-        uploads and operators' tools: nothing of the server calls it yet.
+        cannot be read is logged and passed over; a page is short only when no readable rows are left. For tests and
+        operators' tools.
         """
 
     @abstractmethod

@@ -130,12 +130,8 @@ class MemoryHighVolume(HighVolumeBackend):
         stored = self._rows.get(object_id)
         if self._clock.now() > not_after or (stored is None) != (base is None):
             return False
-        if stored is not None and base is not None:
-            seen, now = base.content, stored.content
-            pointed_to = seen.revision if isinstance(seen, Tombstone) else None
-            points_to = now.revision if isinstance(now, Tombstone) else None
-            if stored.fenced != base.fenced or points_to != pointed_to:
-                return False
+        if stored is not None and base is not None and stored.fenced != base.fenced:
+            return False
         self._store(object_id, content, expires)
         return True
 
@@ -206,7 +202,8 @@ class MemoryHighVolume(HighVolumeBackend):
     def _store(self, object_id: ObjectId, content: Content, expires: UnixMicros | None) -> Version:
         version = self._ids.version()
         before = self._rows.get(object_id)
-        fenced = version if before is None else before.fenced
+        points = isinstance(content, Tombstone) or (before is not None and isinstance(before.content, Tombstone))
+        fenced = version if before is None or points else before.fenced
         self._rows[object_id] = StoredRow(version, content, expires, self._clock.now(), _checksum(content), fenced)
         return version
 

@@ -95,13 +95,15 @@ _INSERT = """
     RETURNING id
 """
 _REPLACE = """
-    UPDATE rows SET version = ?, kind = ?, metadata = ?, revision = ?, expires = ?, changed = ?
-    WHERE path = ? AND version = ?
+    UPDATE rows SET version = ?1, kind = ?2, metadata = ?3, revision = ?4, expires = ?5, changed = ?6,
+        fenced = CASE WHEN kind = 1 OR ?2 = 1 THEN ?1 ELSE fenced END
+    WHERE path = ?7 AND version = ?8
     RETURNING id
 """
 _REPLACE_EXPIRED = """
-    UPDATE rows SET version = ?, kind = ?, metadata = ?, revision = ?, expires = ?, changed = ?
-    WHERE path = ? AND version = ? AND expires <= ?
+    UPDATE rows SET version = ?1, kind = ?2, metadata = ?3, revision = ?4, expires = ?5, changed = ?6,
+        fenced = CASE WHEN kind = 1 OR ?2 = 1 THEN ?1 ELSE fenced END
+    WHERE path = ?7 AND version = ?8 AND expires <= ?9
     RETURNING id
 """
 _FENCE = """
@@ -110,8 +112,8 @@ _FENCE = """
     RETURNING version, kind, metadata, revision, expires, fenced
 """
 _POINT = """
-    UPDATE rows SET version = ?, kind = ?, metadata = ?, revision = ?, expires = ?, changed = ?
-    WHERE path = ? AND fenced = ? AND CASE kind WHEN 1 THEN revision ELSE x'' END = ?
+    UPDATE rows SET version = ?1, kind = ?2, metadata = ?3, revision = ?4, expires = ?5, changed = ?6, fenced = ?1
+    WHERE path = ?7 AND fenced = ?8
     RETURNING id
 """
 _EXTEND = "UPDATE rows SET expires = ? WHERE path = ? AND version = ? AND expires > ? AND expires < ?"
@@ -273,7 +275,6 @@ class SqliteHighVolume(HighVolumeBackend):
         path = object_id.storage_path.encode()
         version = self._ids.version()
         columns = _columns(content)
-        pointed_to = base.content.revision.bytes if base and isinstance(base.content, Tombstone) else b""
 
         def work(connection: Connection) -> bool:
             now = self._clock.now()
@@ -283,7 +284,7 @@ class SqliteHighVolume(HighVolumeBackend):
             if base is None:
                 written = connection.execute(_INSERT, row).fetchone()
             else:
-                written = connection.execute(_POINT, (*row, base.fenced, pointed_to)).fetchone()
+                written = connection.execute(_POINT, (*row, base.fenced)).fetchone()
             if written is not None:
                 connection.execute(_REMOVE_PAYLOAD, written)
             return written is not None

@@ -5,36 +5,52 @@
     offset  bytes  field (big-endian)
          0      8  magic "TIERBLOB"
          8      1  format version, 1
-         9      1  kind: 1, the payload follows in this file
-        10      2  zero
+         9      1  kind: 1, the payload follows in this file; 2, a table follows of the parts that hold it
+        10      2  number of the parts; zero for kind 1
         12      4  bytes of the storage path
         16      8  bytes of the payload
         24      8  when it was stored, Unix microseconds
-        32     16  xxh3-128 of the payload
+        32     16  xxh3-128 of what follows the header: the payload, or the table
         48      8  xxh3-64 of the 48 bytes before this field and of the storage path
         56      …  the revision's storage path, UTF-8
-         …      …  payload, to the end of the file
+         …      …  payload, or table, to the end of the file
+
+A record of the table, one for each part in the order of the payload::
+
+         0      4  number of the part, above that of the record before
+         4      8  bytes of its payload
+        12     16  xxh3-128 of its payload
+        28      8  its nonce
+
+The parts are in the directory of the upload (`tierstore.backends.long_term.upload_directory`), in files of their own
+(`tierstore.backends.long_term.part_file`), so that no byte of them is copied to make a blob of them.
 
 Guarantees: a file under its final name is whole; what does not match its checksums, its length or the revision's name
-is found out, the payload's on a read of all of it. Does not: repair.
+is found out, the payload's on a read of all of it, and that of a part on a read of all of that part. Does not: repair.
 
-The file is complete in itself: from the files alone, every blob's object and revision can be told.
+The files are complete in themselves: from them alone, every blob's object and revision can be told.
 """
 
-import errno
-import itertools
 import os
 import struct
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import xxhash
 
-from tierstore.backends.long_term.store_directory import StoreDirectory
+from tierstore.backends.long_term.file_access import (
+    create,
+    is_same_file,
+    open_to_read,
+    read_exactly,
+    write_all,
+    write_new,
+)
+from tierstore.backends.long_term.part_file import PART_HEADER_BYTES, PartHeader, open_part
+from tierstore.backends.long_term.store_directory import StoreDirectory, part_name, upload_beside
 from tierstore.clock import UnixMicros
 from tierstore.errors import CorruptObject, Unavailable
 from tierstore.invariants import invariant
@@ -46,6 +62,7 @@ log = structlog.get_logger(__name__)
 _MAGIC = b"TIERBLOB"
 _VERSION = 1
 _KIND_PAYLOAD = 1
+_KIND_MANIFEST = 2
 _FIXED = struct.Struct(">8sBBHIQQ16s")
 _CHECKSUM_BYTES = 8
 _PREFIX_BYTES = _FIXED.size + _CHECKSUM_BYTES
@@ -53,8 +70,9 @@ _HEADER_READ_BYTES = 4096
 """One page: holds the header of all but the longest keys."""
 _PATH_BYTES_MAX = 64 * 1024
 """Far above the longest storage path that `tierstore.limits` allows; bounds what a damaged length makes us read."""
-_BUFFERS_MAX = 1024
-"""Buffers of one gathering write (``IOV_MAX`` on Linux, macOS and the BSDs)."""
+_RECORD = struct.Struct(">IQ16s8s")
+_PARTS_MAX = (1 << 16) - 1
+"""What the header's field holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +84,18 @@ class Header:
     size: int
     stored: UnixMicros
     checksum: bytes
+    """Of what follows in the file."""
+    parts: int = 0
+    """How many parts hold the payload; 0 if it follows the header."""
 
     def encode(self) -> bytes:
         """The header's bytes. Their number depends on the path alone."""
         path = self.path.encode()
         invariant(len(path) <= _PATH_BYTES_MAX, "a storage path fits its header")
+        invariant(0 <= self.parts <= _PARTS_MAX, "the number of parts fits its field")
+        kind = _KIND_MANIFEST if self.parts else _KIND_PAYLOAD
         fixed = _FIXED.pack(
-            _MAGIC, _VERSION, _KIND_PAYLOAD, 0, len(path), self.size, max(self.stored, 0), self.checksum
+            _MAGIC, _VERSION, kind, self.parts, len(path), self.size, max(self.stored, 0), self.checksum
         )
         return fixed + _header_checksum(fixed, path) + path
 
@@ -81,16 +104,28 @@ class Header:
         """Bytes of the header, and so the offset of the payload."""
         return _PREFIX_BYTES + len(self.path.encode())
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table of parts; 0 if there is none."""
+        return self.parts * _RECORD.size
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file that the header begins."""
+        return self.byte_count + (self.table_bytes if self.parts else self.size)
+
 
 def header_bytes_wanted(head: bytes) -> int:
     """How many bytes the header has that begins with ``head``. Raises `CorruptObject` if no header begins so."""
     if len(head) < _PREFIX_BYTES:
         raise CorruptObject("the file is shorter than a header")
-    magic, version, kind, _, path_bytes, *_ = _FIXED.unpack_from(head)
+    magic, version, kind, parts, path_bytes, *_ = _FIXED.unpack_from(head)
     if magic != _MAGIC:
         raise CorruptObject("the file does not begin like a blob")
-    if (version, kind) != (_VERSION, _KIND_PAYLOAD):
-        raise CorruptObject(f"the header has version {version} and kind {kind}, which this release does not read")
+    if version != _VERSION or kind != (_KIND_MANIFEST if parts else _KIND_PAYLOAD):
+        raise CorruptObject(
+            f"the header has version {version}, kind {kind} and {parts} parts, which this release does not read"
+        )
     if path_bytes > _PATH_BYTES_MAX:
         raise CorruptObject("the header's path length is damaged")
     return int(_PREFIX_BYTES + path_bytes)
@@ -104,9 +139,9 @@ def parse_header(raw: bytes) -> Header:
     path = raw[_PREFIX_BYTES:end]
     if raw[_FIXED.size : _PREFIX_BYTES] != _header_checksum(raw[: _FIXED.size], path):
         raise CorruptObject("the header does not match its checksum")
-    *_, size, stored, checksum = _FIXED.unpack_from(raw)
+    _, _, _, parts, _, size, stored, checksum = _FIXED.unpack_from(raw)
     try:
-        return Header(path.decode(), size, stored, checksum)
+        return Header(path.decode(), size, stored, checksum, parts)
     except UnicodeDecodeError:
         raise CorruptObject("the header's path is not UTF-8") from None
 
@@ -122,17 +157,13 @@ def read_header(file: Path) -> Header | None:
     longer or shorter than its header says.
     """
     try:
-        fd = _open(file)
+        fd = open_to_read(file)
     except FileNotFoundError:
         return None
     try:
         return _read_header(fd, file)
     finally:
         os.close(fd)
-
-
-def _open(file: Path) -> int:
-    return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _read_header(fd: int, file: Path) -> Header:
@@ -144,7 +175,7 @@ def _read_header(fd: int, file: Path) -> Header:
         header = parse_header(raw)
         if not header.path.endswith(f"/{file.stem}"):
             raise CorruptObject("the header is that of another blob")
-        if os.fstat(fd).st_size != header.byte_count + header.size:
+        if os.fstat(fd).st_size != header.file_bytes:
             raise CorruptObject("the file is longer or shorter than its header says")
     except CorruptObject as error:
         raise CorruptObject(f"blob {file.stem}: {error}") from None
@@ -178,7 +209,7 @@ class BlobWriter:
         fd = self._descriptor()
         for chunk in chunks:
             self._checksum.update(chunk)
-        self._offset = _write_all(fd, chunks, self._offset)
+        self._offset = write_all(fd, chunks, self._offset)
 
     def publish(self, chunks: Sequence[bytes], stored: UnixMicros) -> int:
         """Append the last chunks and make the blob durable and visible; return the bytes of its payload.
@@ -189,7 +220,7 @@ class BlobWriter:
         fd = self._descriptor()
         header = Header(self._path, self._offset - self._payload_offset, stored, self._checksum.digest())
         # Last, so that a file without a header is known to be unfinished.
-        _write_all(fd, [header.encode()], 0)
+        write_all(fd, [header.encode()], 0)
         os.fsync(fd)
         replaces = self._file.exists()
         self._store.move(self._temporary, self._file)
@@ -211,22 +242,15 @@ class BlobWriter:
         try:
             self._close()
             self._temporary.unlink(missing_ok=True)
-            if self._appeared is not None and self._is_ours(self._appeared):
+            if self._appeared is not None and is_same_file(self._appeared, self._file):
                 self._store.remove(self._file)
         except OSError as error:
             log.warning("unfinished blob not removed", file=str(self._file), error=str(error))
 
     def _descriptor(self) -> int:
         if self._fd is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self._temporary, flags, 0o600)
+            self._fd = create(self._temporary)
         return self._fd
-
-    def _is_ours(self, appeared: os.stat_result) -> bool:
-        try:
-            return os.path.samestat(appeared, self._file.lstat())
-        except FileNotFoundError:
-            return False
 
     def _close(self) -> None:
         fd, self._fd = self._fd, None
@@ -234,39 +258,81 @@ class BlobWriter:
             os.close(fd)
 
 
-def _write_all(fd: int, chunks: Sequence[bytes], offset: int) -> int:
-    """Write all of ``chunks`` at ``offset``, however few bytes a call takes; return the offset behind them."""
-    left: deque[bytes | memoryview] = deque(chunks)
-    while left:
-        written = os.pwritev(fd, list(itertools.islice(left, _BUFFERS_MAX)), offset)
-        if written == 0 and any(left):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        offset += written
-        while left and written >= len(left[0]):
-            written -= len(left.popleft())
-        if written:
-            left[0] = memoryview(left[0])[written:]
-    return offset
+def write_manifest(store: StoreDirectory, revision: Revision, parts: Sequence[PartHeader], stored: UnixMicros) -> None:
+    """Make the blob that ``parts``, which are durable, hold one after the other; durable and visible on return.
+
+    Only while the upload is locked. Raises `Unavailable` if it may have become visible without being durable; after any
+    other error it has not.
+    """
+    table = b"".join(_RECORD.pack(part.number, part.size, part.checksum, part.nonce) for part in parts)
+    size = sum(part.size for part in parts)
+    header = Header(revision.storage_path, size, stored, xxhash.xxh3_128_digest(table), len(parts))
+    file = store.blob_file(revision.uuid)
+    temporary = store.temporary_file()
+    store.check_room(header.file_bytes)
+    try:
+        write_new(temporary, [header.encode(), table])
+        store.move(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    try:
+        store.make_durable(file)
+    except OSError as error:
+        # Not translated: out of space promises that nothing became visible, and this came too late for that.
+        raise Unavailable("the blob store could not make a blob durable") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """The bytes that are read of one part."""
+
+    number: int
+    size: int
+    """Of the whole part."""
+    checksum: bytes
+    nonce: bytes
+    start: int
+    stop: int
+
+
+def _stretches(table: bytes, span: Span | None) -> Iterator[_Stretch]:
+    """What is read of the parts for ``span``; None means all of all of them, the empty ones too."""
+    begin = 0
+    for number, size, checksum, nonce in _RECORD.iter_unpack(table):
+        start, stop = (0, size) if span is None else (max(span.start - begin, 0), min(span.stop - begin, size))
+        if span is None or start < stop:
+            yield _Stretch(number, size, checksum, nonce, start, stop)
+        begin += size
 
 
 class BlobReader:
-    """One blob, or a span of it, being read. A call waits for the one that is under way in another thread."""
+    """One blob, or a span of it, being read. A call waits for the one that is under way in another thread.
+
+    Holds one file open at a time: the blob's, or that of one part.
+    """
 
     size: int
     """Bytes of the whole payload, known once open."""
 
     def __init__(self, file: Path, revision: Revision, span: Span | None, chunk_bytes: int) -> None:
         self._file = file
-        self._path = revision.storage_path
+        self._parts = upload_beside(file)
+        self._revision = revision
         self._span = span
         self._chunk_bytes = chunk_bytes
         self._lock = threading.Lock()
         self._fd: int | None = None
-        self._position = 0
         self._left = 0
+        """Bytes of the payload that are still to be returned."""
+        self._position = 0
+        """Where in the open file the next of them is."""
+        self._here = 0
+        """How many of them are in the open file."""
         self._expected: bytes | None = None
-        """The checksum that the bytes must have; None when only some of them are read."""
+        """The checksum that the bytes of the open file must have; None when only some of them are read."""
         self._checksum = xxhash.xxh3_128()
+        self._stretches: Iterator[_Stretch] = iter(())
+        """What follows in other files."""
 
     def open(self) -> bytes | None:
         """Open the blob and return its first chunk (empty if nothing is to be read), or None if it is absent.
@@ -276,12 +342,12 @@ class BlobReader:
         """
         with self._lock:
             try:
-                self._fd = _open(self._file)
+                self._fd = open_to_read(self._file)
             except FileNotFoundError:
                 return None
             try:
                 self._begin(self._fd)
-                return self._read(self._fd)
+                return self._read()
             except BaseException:
                 self._close()
                 raise
@@ -292,7 +358,7 @@ class BlobReader:
             if self._fd is None:
                 raise Unavailable("the stream was closed before its end")
             try:
-                return self._read(self._fd)
+                return self._read()
             except BaseException:
                 self._close()
                 raise
@@ -309,43 +375,82 @@ class BlobReader:
 
     def _begin(self, fd: int) -> None:
         header = _read_header(fd, self._file)
-        if header.path != self._path:
+        if header.path != self._revision.storage_path:
             raise CorruptObject(f"blob {self._file.stem}: the header names another object")
         span = Span(0, header.size) if self._span is None else self._span
         if self._span is not None:
             invariant(0 <= span.start < span.stop <= header.size, "a span lies within the blob")
         self.size = header.size
-        self._position = header.byte_count + span.start
         self._left = len(span)
-        self._expected = header.checksum if len(span) == header.size else None
+        whole = len(span) == header.size
+        if header.parts:
+            self._stretches = _stretches(self._table(fd, header), None if whole else span)
+        else:
+            self._position = header.byte_count + span.start
+            self._here = len(span)
+            self._expected = header.checksum if whole else None
 
-    def _read(self, fd: int) -> bytes:
-        chunk = _read_exactly(fd, min(self._left, self._chunk_bytes), self._position)
+    def _table(self, fd: int, header: Header) -> bytes:
+        """The verified table of the parts."""
+        table = read_exactly(fd, header.table_bytes, header.byte_count)
+        if table is None or xxhash.xxh3_128_digest(table) != header.checksum:
+            raise CorruptObject(f"blob {self._file.stem}: the table of parts does not match its checksum")
+        if sum(size for _, size, _, _ in _RECORD.iter_unpack(table)) != header.size:
+            raise CorruptObject(f"blob {self._file.stem}: the parts are not as long as the blob")
+        return table
+
+    def _read(self) -> bytes:
+        if not self._here:
+            self._next_file()
+        size = min(self._here, self._chunk_bytes)
+        chunk = b"" if self._fd is None else read_exactly(self._fd, size, self._position)
         if chunk is None:
             raise CorruptObject(f"blob {self._file.stem}: the file ends within its payload")
-        last = len(chunk) == self._left
+        self._position += size
+        self._here -= size
         if self._expected is not None:
             self._checksum.update(chunk)
-            if last and self._checksum.digest() != self._expected:
-                raise CorruptObject(f"blob {self._file.stem}: the payload does not match its checksum")
-        self._position += len(chunk)
-        self._left -= len(chunk)
-        if last:
+            if not self._here:
+                self._verify(self._expected)
+        if size == self._left:
+            # Empty parts may follow, and nothing is whole before they are found to be there.
+            self._next_file()
             self._close()
+        self._left -= size
         return chunk
+
+    def _verify(self, expected: bytes) -> None:
+        if self._checksum.digest() != expected:
+            raise CorruptObject(f"blob {self._file.stem}: the payload does not match its checksum")
+        self._checksum.reset()
+
+    def _next_file(self) -> None:
+        """Open the next part that has bytes to be read, if there is one; check the empty ones before it."""
+        for stretch in self._stretches:
+            self._close()
+            self._fd = self._open_part(stretch)
+            whole = stretch.stop - stretch.start == stretch.size
+            self._expected = stretch.checksum if whole else None
+            self._position = PART_HEADER_BYTES + stretch.start
+            self._here = stretch.stop - stretch.start
+            if self._here:
+                return
+
+    def _open_part(self, stretch: _Stretch) -> int:
+        uuid = self._revision.uuid
+        try:
+            fd, header = open_part(self._parts / part_name(stretch.number), uuid, stretch.number)
+        except FileNotFoundError:
+            # A delete takes the blob's file away before the parts.
+            if self._file.exists():
+                raise CorruptObject(f"blob {uuid}: part {stretch.number} is missing") from None
+            raise Unavailable("the blob was deleted while it was being read") from None
+        if (header.size, header.checksum, header.nonce) != (stretch.size, stretch.checksum, stretch.nonce):
+            os.close(fd)
+            raise CorruptObject(f"blob {uuid}: part {stretch.number} is another than the blob is made of")
+        return fd
 
     def _close(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
-
-
-def _read_exactly(fd: int, size: int, offset: int) -> bytes | None:
-    """``size`` bytes from ``offset``, or None if the file ends before."""
-    chunk = os.pread(fd, size, offset)
-    while len(chunk) < size:
-        more = os.pread(fd, size - len(chunk), offset + len(chunk))
-        if not more:
-            return None
-        chunk += more
-    return chunk

@@ -11,6 +11,13 @@ laws in `tierstore.testing.laws.long_term`:
   that looks whole.
 - Errors: `Unavailable`, `Busy` and `StorageFull` from any method; `CorruptObject` from reads. Each method says what
   may have happened.
+- An upload is one more way in which a blob comes to be: in parts, in any order, through any number of processes, and
+  kept through restarts until it is completed or aborted. Until it is completed there is no blob: `get`, `head` and
+  `list` do not see it. The blob of a completed upload is like any other: read, ranged, verified and deleted as one.
+- Once an upload has been aborted, no blob of its revision appears through it; once it has been completed, its parts
+  cannot be changed. Of any number of `complete` and `abort` calls at the same time, one takes effect.
+- What repeating `complete` or `abort` answers, stores differ in: success, or `NoSuchUpload`. So nothing is ever decided
+  by that answer: look at the blob.
 - The user's key is data: names in the store are derived from the revision's UUID or encoded.
 """
 
@@ -21,6 +28,7 @@ from uuid import UUID
 
 from tierstore.clock import UnixMicros
 from tierstore.types.ids import Revision
+from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.ranges import Span
 
 
@@ -83,7 +91,11 @@ class LongTermBackend(ABC):
 
     @abstractmethod
     async def delete(self, revision: Revision) -> None:
-        """Remove the blob, durably; absent is fine. Safe to repeat."""
+        """Remove the blob, durably; absent is fine. Safe to repeat.
+
+        All that belongs to it goes with it. An upload of the revision that is still in progress may be aborted by
+        this, or not: whoever deletes has aborted it before, or knows that it was completed.
+        """
 
     @abstractmethod
     async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
@@ -91,7 +103,56 @@ class LongTermBackend(ABC):
 
         In an order of the backend's own that does not change; ``after`` is the last one of the page before. A blob
         that is there throughout a paged listing is listed exactly once. One that cannot be read is logged and passed
-        over. For multipart uploads and operators' tools: nothing of the server calls it yet.
+        over. For tests and operators' tools.
+        """
+
+    @abstractmethod
+    async def initiate(self, revision: Revision) -> str:
+        """Begin a multipart upload of the blob of ``revision``; return the store's own id of it, visible ASCII.
+
+        The upload is durable when this returns. On `Unavailable` there may be one, or come one: `abort` without an id
+        ends it. Called once for a revision.
+        """
+
+    @abstractmethod
+    async def upload_part(
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+    ) -> Part:
+        """Store the ``size`` bytes that ``source`` yields as part ``number`` (1 to ``parts_max``), durably.
+
+        In place of the part that had the number: whole, and from then on only the new one's ETag names it. Parts with
+        other content have other ETags. Holds at most a few chunks in memory. A source that yields another number of
+        bytes fails with `InvariantBroken`. With ``md5``, the bytes must have that digest, else `ChecksumMismatch`.
+
+        Raises `NoSuchUpload`, if possible before anything is read from ``source``. An exception out of ``source``,
+        cancellation, `ChecksumMismatch` and `StorageFull`: no part is stored, and the one before stays. `Unavailable`:
+        it may be stored, even some time later. Safe to repeat with an equal source.
+        """
+
+    @abstractmethod
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        """The parts whose numbers are above ``after``, at most ``limit`` (1 or more), ascending.
+
+        Raises `NoSuchUpload`, also when the upload has been completed. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        """Make the blob: exactly the named parts (1 or more), one after the other. Other parts are removed.
+
+        The blob is durable and visible when this returns, if the upload was in progress. Raises, with the upload as it
+        was: `InvalidPartOrder`; `InvalidPart` for a part that is not there or has another ETag; `EntityTooSmall` for
+        one below ``part_bytes_min`` that is not the last; `ObjectTooLarge` when all together are beyond
+        ``object_bytes_max``. For an upload that is not in progress: as a repetition, see above. `Unavailable`: the blob
+        may be there, or appear later. Safe to repeat; with other parts only after a client's mistake.
+        """
+
+    @abstractmethod
+    async def abort(self, upload: UploadId | Revision) -> None:
+        """End the upload, or all uploads of a revision, and remove their parts, durably. A blob is never touched.
+
+        For an upload that is not in progress: as a repetition, see above. Given a revision, always success. Safe to
+        repeat.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The long-term store on a local filesystem: one file a blob. POSIX only.
+"""The long-term store on a local filesystem: one file a blob, or one a part of its upload. POSIX only.
 
 Guarantees, beyond the contract: file, file name and directories are synced before `put` returns; a blob becomes
 visible by one atomic rename; no key of a user is part of a file name; a process that dies at any moment leaves
@@ -8,14 +8,17 @@ two batches of a write, are in memory.
 
 Does not: keep copies, or repair. Needs a filesystem with atomic rename, fsync and flock: a local one, not a network
 share. The files are described in `tierstore.backends.long_term.blob_file`, the directories in
-`tierstore.backends.long_term.store_directory`.
+`tierstore.backends.long_term.store_directory`, uploads in `tierstore.backends.long_term.upload_directory`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -23,16 +26,21 @@ from tierstore import telemetry
 from tierstore.backends.long_term.blob_file import BlobReader, BlobWriter, Header, read_header
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
 from tierstore.backends.long_term.file_threads import FileThreads, Job
+from tierstore.backends.long_term.part_file import PART_NONCE_BYTES, PartWriter
 from tierstore.backends.long_term.store_directory import StoreDirectory, leaf_name
+from tierstore.backends.long_term.upload_directory import Done, UploadDirectory
 from tierstore.clock import Clock
-from tierstore.errors import CorruptObject, InvalidRequest, StartupError, Unavailable
+from tierstore.errors import CorruptObject, InvalidRequest, StartupError, TierstoreError, Unavailable
 from tierstore.idsource import IdSource
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
 from tierstore.types.ids import AS_STORED, Revision
+from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.ranges import Span
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _BATCH_CHUNKS_MAX = 1024
 """Chunks that are written together, however short they are: as many as one gathering write takes."""
@@ -43,11 +51,17 @@ _corrupt_reads = telemetry.corrupt_reads.labels("long_term")
 class FilesystemLongTerm(LongTermBackend):
     """A long-term store in one directory, which any number of processes may have open."""
 
-    def __init__(self, store: StoreDirectory, threads: FileThreads, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self, store: StoreDirectory, threads: FileThreads, limits: Limits, clock: Clock, ids: IdSource
+    ) -> None:
         self._store = store
         self._threads = threads
         self._limits = limits
         self._clock = clock
+        self._ids = ids
+        self._upload_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        """Of the uploads that an operation of this instance is changing, so that these wait in order, without polling.
+        """
         self._streams: set[_FileBlobStream] = set()
         self._operations = 0
         self._idle = asyncio.Event()
@@ -72,7 +86,7 @@ class FilesystemLongTerm(LongTermBackend):
         except BaseException:
             pool.shutdown()
             raise
-        return cls(store, pool, limits, clock)
+        return cls(store, pool, limits, clock, ids)
 
     async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
         with self._operation():
@@ -81,8 +95,9 @@ class FilesystemLongTerm(LongTermBackend):
             try:
                 async for chunk in source:
                     await writing.add(chunk)
+                rest = await writing.rest()
                 stored = self._clock.now()
-                written = await writing.publish(stored)
+                written = await self._threads.run(writer.publish, rest, stored)
             except BaseException:
                 await writing.discard()
                 raise
@@ -113,7 +128,11 @@ class FilesystemLongTerm(LongTermBackend):
 
     async def delete(self, revision: Revision) -> None:
         with self._operation():
-            await self._threads.run(self._store.remove, self._store.blob_file(revision.uuid))
+            if revision.is_upload:
+                upload = self._upload(revision)
+                await self._locked(upload, revision, True, lambda _: upload.delete())
+            else:
+                await self._threads.run(self._store.remove, self._store.blob_file(revision.uuid))
 
     async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
         """As the contract says, in the order of the leaf directories and then of the UUIDs.
@@ -129,6 +148,65 @@ class FilesystemLongTerm(LongTermBackend):
                     last = after.uuid if after is not None and leaf == begin else None
                     page += await self._threads.run(self._scan, leaf, prefix, last, limit - len(page))
             return page
+
+    async def initiate(self, revision: Revision) -> str:
+        with self._operation():
+            upload = self._upload(revision)
+            beginning = self._threads.start(upload.begin, self._clock.now())
+            try:
+                await beginning.result()
+            except asyncio.CancelledError:
+                try:
+                    await beginning.settle()
+                finally:
+                    # Nobody knows of it yet, so nobody holds it.
+                    await self._threads.complete(upload.locked, True, partial(upload.abort, False))
+                raise
+            return ""
+
+    async def upload_part(
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+    ) -> Part:
+        invariant(1 <= number <= self._limits.parts_max, "a part has a number from 1 to parts_max")
+        with self._operation():
+            revision = upload.revision
+            directory = self._upload(revision)
+            await self._threads.run(directory.require)
+            writer = PartWriter(self._store, revision, number, size, self._ids.version()[-PART_NONCE_BYTES:])
+            writing = _Writing(writer, self._threads, self._limits.stream_chunk_bytes, size)
+            try:
+                async for chunk in source:
+                    await writing.add(chunk)
+                rest = await writing.rest()
+                part = await self._threads.run(writer.finish, rest, self._clock.now(), md5)
+                await self._locked(directory, revision, False, partial(directory.publish, writer))
+            except BaseException as error:
+                try:
+                    if isinstance(error, asyncio.CancelledError) and writer.is_published:
+                        await self._withdraw(directory, revision, writer)
+                finally:
+                    await writing.discard()
+                raise
+            # Not waited for: a cancellation during the wait would come too late to take the part back.
+            self._threads.start(writer.discard)
+            return part
+
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        with self._operation():
+            return await self._threads.run(self._upload(upload.revision).parts, after, limit)
+
+    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        with self._operation():
+            revision = upload.revision
+            work = partial(self._upload(revision).complete, parts, self._clock.now())
+            await self._locked(self._upload(revision), revision, True, work)
+
+    async def abort(self, upload: UploadId | Revision) -> None:
+        with self._operation():
+            known = isinstance(upload, UploadId)
+            revision = upload.revision if isinstance(upload, UploadId) else upload
+            directory = self._upload(revision)
+            await self._locked(directory, revision, True, partial(directory.abort, known))
 
     async def remove_debris(self) -> int:
         with self._operation():
@@ -173,6 +251,33 @@ class FilesystemLongTerm(LongTermBackend):
             self._operations -= 1
             if not self._operations:
                 self._idle.set()
+
+    def _upload(self, revision: Revision) -> UploadDirectory:
+        return UploadDirectory(self._store, revision, self._limits)
+
+    async def _locked(
+        self, upload: UploadDirectory, revision: Revision, exclusive: bool, work: Callable[[bool], T]
+    ) -> T:
+        """The result of ``work``, done while the upload is locked; it is told whether there is one.
+
+        Raises `Unavailable` if others hold the upload for ``upload_lock_wait_seconds_max``: nothing was done.
+        """
+        deadline = self._clock.monotonic() + self._limits.upload_lock_wait_seconds_max
+        async with self._upload_locks.setdefault(revision.uuid, asyncio.Lock()):
+            while True:
+                outcome = await self._threads.run(upload.locked, exclusive, work)
+                if isinstance(outcome, Done):
+                    return outcome.result
+                if self._clock.monotonic() >= deadline:
+                    raise Unavailable("others are changing the upload")
+                await self._clock.sleep(_LOCK_POLL_SECONDS)
+
+    async def _withdraw(self, upload: UploadDirectory, revision: Revision, writer: PartWriter) -> None:
+        """Take a published part back, because its caller was cancelled. Raises nothing of the store's."""
+        try:
+            await self._locked(upload, revision, True, partial(upload.withdraw, writer))
+        except TierstoreError as error:
+            log.warning("cancelled part not withdrawn", blob=str(revision.uuid), error=str(error))
 
     def _scan(self, leaf: str, prefix: str, after: UUID | None, limit: int) -> Sequence[BlobInfo]:
         """The blobs of one leaf directory whose paths have the prefix. Blocking."""
@@ -229,10 +334,20 @@ def _counted() -> Iterator[None]:
         raise
 
 
-class _Writing:
-    """A put under way: gathers chunks into batches, and writes one while the next is gathered."""
+class _Writer(Protocol):
+    """What a payload is written with."""
 
-    def __init__(self, writer: BlobWriter, threads: FileThreads, batch_bytes_min: int, size: int | None) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
+        """Append the chunks. Blocking."""
+
+    def discard(self) -> None:
+        """Remove what is left of an unfinished file. Blocking; raises nothing."""
+
+
+class _Writing:
+    """A payload on its way: gathers chunks into batches, and writes one while the next is gathered."""
+
+    def __init__(self, writer: _Writer, threads: FileThreads, batch_bytes_min: int, size: int | None) -> None:
         self._writer = writer
         self._threads = threads
         self._batch_bytes_min = batch_bytes_min
@@ -254,12 +369,12 @@ class _Writing:
             self._job = self._threads.start(self._writer.write, self._batch)
             self._batch, self._batch_bytes = [], 0
 
-    async def publish(self, stored: int) -> int:
-        """Write the rest and make the blob visible; return its size."""
+    async def rest(self) -> Sequence[bytes]:
+        """What is left to be written, once all before it has been."""
         if self._size is not None:
             invariant(self._received == self._size, "a source yields as many bytes as it announced")
         await self._written()
-        return await self._threads.run(self._writer.publish, self._batch, stored)
+        return self._batch
 
     async def discard(self) -> None:
         """Leave nothing behind; waits for a batch that is being written."""

@@ -5,8 +5,10 @@ instances may share as several processes share a disk, and which outlives them. 
 it. It suspends (``clock.sleep(0)``) wherever a real store would, so that whatever can happen meanwhile does.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from uuid import UUID
 
 import xxhash
@@ -14,10 +16,19 @@ import xxhash
 from tierstore import telemetry
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
 from tierstore.clock import Clock, UnixMicros
-from tierstore.errors import CorruptObject, Unavailable
+from tierstore.errors import (
+    ChecksumMismatch,
+    CorruptObject,
+    EntityTooSmall,
+    InvalidPart,
+    NoSuchUpload,
+    ObjectTooLarge,
+    Unavailable,
+)
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
 from tierstore.types.ids import Revision
+from tierstore.types.multipart import Part, PartName, PartsPage, UploadId, check_part_order
 from tierstore.types.ranges import Span
 
 _corrupt_reads = telemetry.corrupt_reads.labels("long_term")
@@ -33,6 +44,29 @@ class StoredBlob:
     stored: UnixMicros
 
 
+class Repeats(Enum):
+    """What a store answers to `complete` and `abort` of an upload that is not in progress."""
+
+    SUCCEED = "success"
+    NOT_FOUND = "not found"
+
+
+@dataclass(slots=True)
+class StoredPart:
+    """A part of an upload in progress."""
+
+    part: Part
+    payload: bytes
+
+
+@dataclass(slots=True)
+class MemoryUpload:
+    """An upload in progress."""
+
+    store_id: str
+    parts: dict[int, StoredPart] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class MemoryBlobs:
     """What stands for the disk."""
@@ -40,35 +74,27 @@ class MemoryBlobs:
     by_revision: dict[Revision, StoredBlob] = field(default_factory=dict)
     unfinished: set[object] = field(default_factory=set)
     """Writes that have begun and not ended."""
+    uploads: dict[Revision, MemoryUpload] = field(default_factory=dict)
+    """Uploads in progress."""
+    uploads_begun: int = 0
     identity: UUID | None = None
 
 
 class MemoryLongTerm(LongTermBackend):
     """One instance on ``blobs``."""
 
-    def __init__(self, blobs: MemoryBlobs, *, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self, blobs: MemoryBlobs, *, limits: Limits, clock: Clock, repeats: Repeats = Repeats.NOT_FOUND
+    ) -> None:
         self._blobs = blobs
+        self._repeats = repeats
         self._limits = limits
         self._clock = clock
         self._closed = False
 
     async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
         await self._arrive()
-        unfinished = object()
-        self._blobs.unfinished.add(unfinished)
-        try:
-            payload = bytearray()
-            async for chunk in source:
-                payload += chunk
-                invariant(size is None or len(payload) <= size, "a source yields no more bytes than it announced")
-                await self._clock.sleep(0)
-            invariant(size in {None, len(payload)}, "a source yields as many bytes as it announced")
-            await self._clock.sleep(0)
-        finally:
-            self._blobs.unfinished.discard(unfinished)
-        blob = StoredBlob(bytes(payload), len(payload), xxhash.xxh3_128_digest(payload), self._clock.now())
-        self._blobs.by_revision[revision] = blob
-        return BlobInfo(revision, blob.size, blob.stored)
+        return self._publish(revision, await self._read(source, size))
 
     async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
         await self._arrive()
@@ -104,6 +130,59 @@ class MemoryLongTerm(LongTermBackend):
                 page.append(BlobInfo(revision, blob.size, blob.stored))
         return page
 
+    async def initiate(self, revision: Revision) -> str:
+        await self._arrive()
+        self._blobs.uploads_begun += 1
+        store_id = f"upload-{self._blobs.uploads_begun}"
+        self._blobs.uploads[revision] = MemoryUpload(store_id)
+        return store_id
+
+    async def upload_part(
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+    ) -> Part:
+        await self._arrive()
+        self._in_progress(upload)
+        payload = await self._read(source, size)
+        digest = hashlib.md5(payload, usedforsecurity=False)
+        if md5 not in {None, digest.digest()}:
+            raise ChecksumMismatch("the part does not have the MD5 that was announced")
+        part = Part(number, digest.hexdigest(), size, self._clock.now())
+        self._in_progress(upload).parts[number] = StoredPart(part, payload)
+        return part
+
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        await self._arrive()
+        parts = self._in_progress(upload).parts
+        found = [parts[number].part for number in sorted(parts) if number > after]
+        return PartsPage(found[:limit], truncated=len(found) > limit)
+
+    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        await self._arrive()
+        await self._clock.sleep(0)
+        try:
+            stored = self._in_progress(upload).parts
+        except NoSuchUpload:
+            if self._repeats is Repeats.SUCCEED:
+                return
+            raise
+        payload = self._assembled(parts, stored)
+        del self._blobs.uploads[upload.revision]
+        self._publish(upload.revision, payload)
+        await self._clock.sleep(0)
+
+    async def abort(self, upload: UploadId | Revision) -> None:
+        await self._arrive()
+        if isinstance(upload, Revision):
+            self._blobs.uploads.pop(upload, None)
+            return
+        try:
+            self._in_progress(upload)
+        except NoSuchUpload:
+            if self._repeats is Repeats.SUCCEED:
+                return
+            raise
+        del self._blobs.uploads[upload.revision]
+
     async def remove_debris(self) -> int:
         # A write that dies takes all it had with it: its bytes were in its own frame.
         await self._arrive()
@@ -123,6 +202,49 @@ class MemoryLongTerm(LongTermBackend):
 
     async def close(self) -> None:
         self._closed = True
+
+    def _in_progress(self, upload: UploadId) -> MemoryUpload:
+        """The upload, or `NoSuchUpload`."""
+        found = self._blobs.uploads.get(upload.revision)
+        if found is None or found.store_id != upload.store_id:
+            raise NoSuchUpload("the store has no such upload")
+        return found
+
+    def _assembled(self, parts: Sequence[PartName], stored: dict[int, StoredPart]) -> bytes:
+        """What completing with ``parts`` makes, or the error that says why it cannot."""
+        check_part_order(parts)
+        payloads = []
+        for name in parts:
+            found = stored.get(name.number)
+            if found is None or found.part.etag != name.etag:
+                raise InvalidPart(f"part {name.number} has not been uploaded, or has another ETag")
+            payloads.append(found.payload)
+        if any(len(payload) < self._limits.part_bytes_min for payload in payloads[:-1]):
+            raise EntityTooSmall(f"all parts but the last have at least {self._limits.part_bytes_min} bytes")
+        if sum(map(len, payloads)) > self._limits.object_bytes_max:
+            raise ObjectTooLarge(f"an object has at most {self._limits.object_bytes_max} bytes")
+        return b"".join(payloads)
+
+    async def _read(self, source: AsyncIterator[bytes], size: int | None) -> bytes:
+        """All of ``source``, which must be ``size`` bytes if that is known."""
+        unfinished = object()
+        self._blobs.unfinished.add(unfinished)
+        try:
+            payload = bytearray()
+            async for chunk in source:
+                payload += chunk
+                invariant(size is None or len(payload) <= size, "a source yields no more bytes than it announced")
+                await self._clock.sleep(0)
+            invariant(size in {None, len(payload)}, "a source yields as many bytes as it announced")
+            await self._clock.sleep(0)
+        finally:
+            self._blobs.unfinished.discard(unfinished)
+        return bytes(payload)
+
+    def _publish(self, revision: Revision, payload: bytes) -> BlobInfo:
+        blob = StoredBlob(payload, len(payload), xxhash.xxh3_128_digest(payload), self._clock.now())
+        self._blobs.by_revision[revision] = blob
+        return BlobInfo(revision, blob.size, blob.stored)
 
     async def _arrive(self) -> None:
         if self._closed:

@@ -6,8 +6,9 @@
     {root}/identity                   the UUID of the deployment that the store belongs to, made once
     {root}/lock                       held while an instance's directory is made, or taken from a dead instance
     {root}/blobs/{xyz}/{uuid}.blob    xyz: the last three hex digits of the revision's UUID
+    {root}/blobs/{xyz}/{uuid}.parts/  an upload of that revision: in progress, or what its blob is made of
     {root}/tmp/{instance}/lock        held for as long as the instance lives, then by who removes what it left
-    {root}/tmp/{instance}/{n}         a blob that is being written
+    {root}/tmp/{instance}/{n}         a file that is being written, or an upload that is being made or removed
 
 File names are made of UUIDs and counters alone, so no key of a user is ever part of one. The last digits are random
 in every version of UUID that we draw (UUIDv7 begins with the time), and spread blobs evenly over 4,096 directories:
@@ -41,6 +42,8 @@ _LEAF_DIGITS = 3
 _LEAF = re.compile(r"[0-9a-f]{3}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BLOB_SUFFIX = ".blob"
+_UPLOAD_SUFFIX = ".parts"
+_PART = re.compile(r"([0-9]{5})\.part")
 _COLLECTED_AT_ONCE_MAX = 64
 """Dead instances whose locks, and so descriptors, are held at the same time."""
 _DIRECTORY_MODE = 0o700
@@ -104,8 +107,12 @@ class StoreDirectory:
         """Where the blob of the revision with ``uuid`` is, if it is."""
         return self._blobs / leaf_name(uuid) / f"{uuid}{_BLOB_SUFFIX}"
 
+    def upload_directory(self, uuid: UUID) -> Path:
+        """Where the parts of the upload with ``uuid`` are, if there is one."""
+        return upload_beside(self.blob_file(uuid))
+
     def move(self, temporary: Path, blob_file: Path) -> None:
-        """Give a whole, durable file its final name, in place of the file that has it. Visible at once."""
+        """Give a whole, durable file or directory its final name, in place of the file that has it. Visible at once."""
         try:
             temporary.rename(blob_file)
         except FileNotFoundError:
@@ -126,8 +133,29 @@ class StoreDirectory:
     def remove(self, blob_file: Path) -> None:
         """Remove the file durably. Absent is fine, but then its absence is made durable too."""
         blob_file.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):  # no directory: there never was such a blob
-            sync_directory(blob_file.parent)
+        self.make_absence_durable(blob_file)
+
+    def make_absence_durable(self, file: Path) -> None:
+        """Make the absence of ``file`` survive a crash of the machine."""
+        with suppress(FileNotFoundError):  # no directory: there never was such a file
+            sync_directory(file.parent)
+
+    def remove_directory(self, directory: Path) -> None:
+        """Remove a directory with all that is in it: gone at once and durably, then also from the disk.
+
+        Absent is fine, but then its absence is made durable too. What cannot be removed once it is gone is debris.
+        """
+        aside = self.temporary_file()
+        try:
+            directory.rename(aside)
+        except FileNotFoundError:
+            self.make_absence_durable(directory)
+            return
+        sync_directory(directory.parent)
+        try:
+            remove_tree(aside)
+        except OSError as error:
+            _log_left_behind(aside, error)
 
     def leaves(self) -> list[str]:
         """The names of the leaf directories, in order."""
@@ -233,6 +261,21 @@ def leaf_name(uuid: UUID) -> str:
     return uuid.hex[-_LEAF_DIGITS:]
 
 
+def upload_beside(blob_file: Path) -> Path:
+    """Where the parts are of the upload that makes ``blob_file``."""
+    return blob_file.with_suffix(_UPLOAD_SUFFIX)
+
+
+def part_name(number: int) -> str:
+    """The name of the file of a part, in the directory of its upload."""
+    return f"{number:05d}.part"
+
+
+def part_numbers(directory: Path) -> list[int]:
+    """The numbers of the parts that an upload's directory has, in order. Foreign files are passed over."""
+    return sorted(int(match[1]) for name in _names(directory) if (match := _PART.fullmatch(name)))
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in ``directory`` durable (fsync(2): syncing a file does not sync its directory entry)."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -328,7 +371,7 @@ def _lock_of_the_dead(directory: Path) -> int | None:
 
 
 def _remove_instance(directory: Path) -> int:
-    """Remove the directory and its files, the lock last; return how many, without the lock and what is gone already.
+    """Remove the directory and what is in it, the lock last; return how many things that were, without the lock.
 
     Only while its lock is held. What cannot be removed is logged and left, the lock with it, for the next collector.
     """
@@ -336,9 +379,7 @@ def _remove_instance(directory: Path) -> int:
     try:
         for name in _names(directory):
             if name != "lock":
-                with suppress(FileNotFoundError):
-                    (directory / name).unlink()
-                    removed += 1
+                removed += remove_tree(directory / name)
         with suppress(FileNotFoundError):
             (directory / "lock").unlink()
         directory.rmdir()
@@ -348,6 +389,21 @@ def _remove_instance(directory: Path) -> int:
         if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
             _log_left_behind(directory, error)
     return removed
+
+
+def remove_tree(path: Path) -> int:
+    """Remove a file, or a directory with all that is in it; return how many things were there. Absent is fine."""
+    if path.is_dir() and not path.is_symlink():
+        removed = sum(remove_tree(path / name) for name in _names(path))
+        with suppress(FileNotFoundError):
+            path.rmdir()
+            removed += 1
+        return removed
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return 1
 
 
 def _log_left_behind(directory: Path, error: OSError) -> None:

@@ -15,7 +15,17 @@ from uuid import UUID
 import pytest
 
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Backlog, Entry, Role, State
+from tierstore.changelog.entries import (
+    Backlog,
+    Claim,
+    Claimed,
+    Committed,
+    Condemned,
+    Entry,
+    Role,
+    State,
+    Unknown,
+)
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import GivenUp, InvariantBroken
 from tierstore.testing.clock import ManualClock
@@ -47,6 +57,7 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
 
 
 NEW, OLD, OTHER = revision("new"), revision("old"), revision("other")
+UPLOAD = revision("upload", 8)
 ME, YOU = owner(1), owner(2)
 
 
@@ -192,7 +203,7 @@ class ChangeLogLaws(IdentityLaws):
         await log.record(ME, new=NEW, old=OLD, not_before=77)
         mine = self.entry(OLD, role=Role.OLD, epoch=4, not_before=77)
         await self.expect(mine, self.entry(NEW, recorded=self.clock.now(), not_before=77))
-        assert not await log.forget_condemned(condemned)
+        assert not await log.forget_settled(condemned)
         assert not await log.resume_later(condemned, 99)
         assert await log.condemn(condemned, 99) is None
 
@@ -298,7 +309,7 @@ class ChangeLogLaws(IdentityLaws):
         await self.plant([self.entry(NEW), condemned])
         assert await log.record_again(ME, new=NEW, old=OLD, not_before=77)
         mine = self.entry(OLD, role=Role.OLD, epoch=4, not_before=77)
-        assert not await log.forget_condemned(condemned)
+        assert not await log.forget_settled(condemned)
         assert not await log.resume_later(condemned, 99)
         assert await log.condemn(condemned, 99) is None
         await self.expect(self.entry(NEW, epoch=1, not_before=77), mine)
@@ -308,7 +319,7 @@ class ChangeLogLaws(IdentityLaws):
         condemned = self.entry(OLD, role=Role.OLD, state=State.CONDEMNED, epoch=3)
         await self.plant([self.entry(NEW), condemned])
         assert await log.record_again(ME, new=NEW, old=OTHER, not_before=77)
-        assert not await log.forget_condemned(condemned)
+        assert not await log.forget_settled(condemned)
         assert not await log.resume_later(condemned, 99)
         assert await log.condemn(condemned, 99) is None
         assert {entry.revision for entry in await self.stored()} == {NEW, OTHER}
@@ -403,7 +414,7 @@ class ChangeLogLaws(IdentityLaws):
             [held] = await second.find(old)
             assert (held.state, held.not_before) == (State.OPEN, 77)
             assert held.epoch == (1 if taken is None else 2)
-            assert taken is None or not await second.forget_condemned(taken)
+            assert taken is None or not await second.forget_settled(taken)
 
     # forget
 
@@ -432,7 +443,7 @@ class ChangeLogLaws(IdentityLaws):
         assert taken is not None
         await log.forget(ME)
         assert not await second.resume_later(taken, 99)
-        assert not await second.forget_condemned(taken)
+        assert not await second.forget_settled(taken)
         assert await second.condemn(taken, 99) is None
         await self.expect()
 
@@ -525,10 +536,10 @@ class ChangeLogLaws(IdentityLaws):
         retaken = await second.condemn(found, 99)
         assert retaken == replace(taken, epoch=2, not_before=99)
         assert not await log.resume_later(taken, 500)
-        assert not await log.forget_condemned(taken)
+        assert not await log.forget_settled(taken)
         assert await log.condemn(taken, 500) is None
         await self.expect(retaken)
-        assert await second.forget_condemned(retaken)
+        assert await second.forget_settled(retaken)
         await self.expect()
 
     # resume_later
@@ -576,19 +587,19 @@ class ChangeLogLaws(IdentityLaws):
         taken = await second.condemn(later, 600)
         assert taken == replace(later, epoch=later.epoch + 1, not_before=600)
 
-    # forget_condemned
+    # forget_settled
 
-    async def test_forget_condemned_removes_one_entry(self, log: ChangeLog) -> None:
-        """`forget_condemned` removes that entry, once, and no other of the revision or the owner."""
+    async def test_forget_settled_removes_one_entry(self, log: ChangeLog) -> None:
+        """`forget_settled` removes that entry, once, and no other of the revision or the owner."""
         seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
         others = [replace(seen, owner=YOU), replace(seen, revision=OTHER), self.entry(OLD, role=Role.OLD)]
         await self.plant([seen, *others])
-        assert await log.forget_condemned(seen)
-        assert not await log.forget_condemned(seen)
+        assert await log.forget_settled(seen)
+        assert not await log.forget_settled(seen)
         await self.expect(*others)
 
-    async def test_forget_condemned_wants_a_condemned_entry(self, log: ChangeLog) -> None:
-        """`forget_condemned` of an open, changed or absent entry says False and removes nothing."""
+    async def test_forget_settled_wants_a_condemned_entry(self, log: ChangeLog) -> None:
+        """`forget_settled` of an open, changed or absent entry says False and removes nothing."""
         held, condemned = self.entry(NEW), self.entry(OLD, state=State.CONDEMNED, epoch=2)
         await self.plant([held, condemned])
         for stale in (
@@ -600,14 +611,14 @@ class ChangeLogLaws(IdentityLaws):
             replace(condemned, owner=YOU),
             replace(condemned, revision=OTHER),
         ):
-            assert not await log.forget_condemned(stale)
+            assert not await log.forget_settled(stale)
         await self.expect(held, condemned)
 
     async def test_one_of_many_forgets_a_condemned_entry(self, log: ChangeLog, second: ChangeLog) -> None:
         """Of many that forget one condemned entry at the same time, one is told that it did."""
         seen = self.entry(NEW, state=State.CONDEMNED, epoch=1)
         await self.plant([seen])
-        told = await asyncio.gather(*((log, second)[n % 2].forget_condemned(seen) for n in range(RACERS)))
+        told = await asyncio.gather(*((log, second)[n % 2].forget_settled(seen) for n in range(RACERS)))
         assert sorted(told) == [False] * (RACERS - 1) + [True]
         await self.expect()
 
@@ -616,7 +627,7 @@ class ChangeLogLaws(IdentityLaws):
         for number in range(ROUNDS):
             seen = self.entry(revision("raced", number), state=State.CONDEMNED, epoch=1)
             await self.plant([seen])
-            forgotten, taken = await raced(number, log.forget_condemned(seen), second.condemn(seen, 99))
+            forgotten, taken = await raced(number, log.forget_settled(seen), second.condemn(seen, 99))
             assert forgotten == (taken is None)
             assert await log.find(seen.revision) == ([] if taken is None else [taken])
 
@@ -641,9 +652,10 @@ class ChangeLogLaws(IdentityLaws):
         """`due` lists entries of any role and state in the order of their ``not_before``."""
         kinds = [(role, state) for role in Role for state in State]
         times = [500, 100, 400, 200, 300, 150, 450, 250]
+        assert len(times) > len(kinds)
         planted = [
-            self.entry(revision("due", at), owner(at), role=kinds[n % 4][0], state=kinds[n % 4][1], not_before=at)
-            for n, at in enumerate(times)
+            self.entry(revision("due", at), owner(at), role=role, state=state, not_before=at)
+            for at, (role, state) in zip(times, kinds * 2, strict=False)
         ]
         await self.plant(planted)
         assert list(await log.due(1_000, 100)) == sorted(planted, key=lambda entry: entry.not_before)
@@ -692,19 +704,19 @@ class ChangeLogLaws(IdentityLaws):
 
     async def test_backlog_of_an_empty_log(self, log: ChangeLog) -> None:
         """An empty log has no oldest entry."""
-        assert await log.backlog() == Backlog(entries=0, oldest=None)
+        assert await log.backlog() == Backlog(entries=0, oldest=None, uploads=0, outcomes=0)
 
     async def test_backlog_counts_and_tells_the_oldest(self, log: ChangeLog) -> None:
-        """`backlog` counts every entry, in any state, and tells the earliest time at which one was recorded."""
+        """`backlog` counts every entry, open or condemned, and tells the earliest time at which one was recorded."""
         times = [500, 200, 400, 300]
         planted = [
             self.entry(revision("old", at), owner(at), state=state, recorded=at)
-            for at, state in zip(times, [*State, *State], strict=True)
+            for at, state in zip(times, [State.OPEN, State.CONDEMNED] * 2, strict=True)
         ]
         await self.plant(planted)
-        assert await log.backlog() == Backlog(entries=4, oldest=200)
+        assert await log.backlog() == Backlog(entries=4, oldest=200, uploads=0, outcomes=0)
         await log.forget(owner(200))
-        assert await log.backlog() == Backlog(entries=3, oldest=300)
+        assert await log.backlog() == Backlog(entries=3, oldest=300, uploads=0, outcomes=0)
 
     async def test_backlog_age_outlives_changes_of_hands(self, log: ChangeLog) -> None:
         """However often an entry changes hands, its age counts from the first time it was recorded."""
@@ -718,9 +730,9 @@ class ChangeLogLaws(IdentityLaws):
         assert await log.resume_later(taken, 0)
         await log.record(ME, new=None, old=OLD, not_before=0)
         await log.record(YOU, new=NEW, old=None, not_before=0)
-        assert await log.backlog() == Backlog(entries=2, oldest=start)
+        assert await log.backlog() == Backlog(entries=2, oldest=start, uploads=0, outcomes=0)
         await log.forget(ME)
-        assert await log.backlog() == Backlog(entries=1, oldest=self.clock.now())
+        assert await log.backlog() == Backlog(entries=1, oldest=self.clock.now(), uploads=0, outcomes=0)
 
     # names
 
@@ -742,7 +754,7 @@ class ChangeLogLaws(IdentityLaws):
         gone, kept = expected[::2], expected[1::2]
         for some in batched(gone):
             taken = await asyncio.gather(*(log.condemn(entry, 99) for entry in some))
-            forgotten = await asyncio.gather(*(log.forget_condemned(entry) for entry in taken if entry is not None))
+            forgotten = await asyncio.gather(*(log.forget_settled(entry) for entry in taken if entry is not None))
             assert forgotten == [True] * len(some)
         await self.expect(*kept)
 
@@ -764,7 +776,7 @@ class ChangeLogLaws(IdentityLaws):
             assert await log.condemn(seen, 40) is None
             assert not await log.record_again(ME, new=NEW, old=OLD, not_before=40)
             assert taken is not None
-            assert await log.forget_condemned(taken)
+            assert await log.forget_settled(taken)
         finally:
             await log.close()
         assert {entry.revision for entry in await self.stored()} == {OLD, OTHER}
@@ -783,7 +795,7 @@ class ChangeLogLaws(IdentityLaws):
             assert await here.resume_later(taken, 6)
             assert await there.due(5, 10) == []
             await there.forget(owner(number))
-            assert await here.backlog() == Backlog(entries=0, oldest=None)
+            assert await here.backlog() == Backlog(entries=0, oldest=None, uploads=0, outcomes=0)
 
     async def test_check_of_an_open_log(self, log: ChangeLog) -> None:
         """`check` of a log that answers raises nothing and changes nothing."""
@@ -807,6 +819,360 @@ class ChangeLogLaws(IdentityLaws):
             *(log.record(owner(n), new=revision("n", n), old=None, not_before=0) for n in range(RACERS)), log.close()
         )
         assert len(await self.stored()) == RACERS
+
+    # Uploads
+
+    def own_entry(self, **changes: Any) -> Entry:
+        """An upload's own entry to plant or to expect."""
+        return replace(self.entry(UPLOAD, UPLOAD.uuid), upload=b"wanted", **changes)
+
+    async def test_begin_upload_records_an_open_entry_once(self, log: ChangeLog) -> None:
+        """Its owner is the revision's UUID; a repetition changes nothing, whatever has become of the entry."""
+        await log.begin_upload(UPLOAD, b"wanted", 7_000)
+        recorded = self.own_entry(recorded=self.clock.now(), not_before=7_000)
+        await self.expect(recorded)
+        self.clock.advance(1)
+        await log.begin_upload(UPLOAD, b"other", 9_000)
+        await self.expect(recorded)
+        assert list(await log.find(UPLOAD)) == [recorded]
+
+    @pytest.mark.parametrize("own", [State.OPEN, State.CONDEMNED, State.DONE, None])
+    async def test_a_revision_that_is_listed_as_old_was_committed(self, log: ChangeLog, own: State | None) -> None:
+        """`claim` says so whatever the upload's own entry says, and changes nothing."""
+        planted = [self.entry(UPLOAD, YOU, role=Role.OLD)]
+        if own is not None:
+            planted.append(self.own_entry(state=own))
+        await self.plant(planted)
+        assert await log.claim(UPLOAD, ME, old=OLD, not_before=9_000) == Committed()
+        await self.expect(*planted)
+
+    @pytest.mark.parametrize(
+        ("state", "sweeps", "claim"),
+        [
+            (State.DONE, 0, Committed()),
+            (State.DONE, 1, Committed()),
+            (State.CONDEMNED, 0, Condemned(swept=False)),
+            (State.CONDEMNED, 1, Condemned(swept=True)),
+        ],
+    )
+    async def test_a_settled_upload_is_not_claimed(
+        self, log: ChangeLog, state: State, sweeps: int, claim: Claim
+    ) -> None:
+        """`claim` tells what became of it, and changes nothing."""
+        planted = [self.own_entry(state=state, sweeps=sweeps), self.entry(OTHER, ME, role=Role.OLD)]
+        await self.plant(planted)
+        assert await log.claim(UPLOAD, ME, old=OLD, not_before=9_000) == claim
+        await self.expect(*planted)
+
+    async def test_an_upload_that_is_not_there_is_unknown(self, log: ChangeLog) -> None:
+        """Nor is a large write's entry of that revision an upload's own."""
+        planted = [self.entry(UPLOAD, YOU), self.entry(OTHER, ME, role=Role.OLD)]
+        await self.plant(planted)
+        assert await log.claim(UPLOAD, ME, old=OLD, not_before=9_000) == Unknown()
+        await self.expect(*planted)
+
+    async def test_claim_takes_the_upload_and_records_what_is_replaced(self, log: ChangeLog) -> None:
+        """In one step: epoch + 1, ``not_before`` only later, the owner's old entries replaced, others left alone."""
+        other = self.entry(OTHER, YOU, role=Role.OLD)
+        await self.plant([self.own_entry(epoch=4), self.entry(OTHER, ME, role=Role.OLD), other])
+        claimed = self.own_entry(epoch=5, not_before=9_000)
+        assert await log.claim(UPLOAD, ME, old=OLD, not_before=9_000) == Claimed(claimed)
+        old = self.entry(OLD, ME, role=Role.OLD, recorded=self.clock.now(), not_before=9_000)
+        await self.expect(claimed, old, other)
+        again = replace(claimed, epoch=6)
+        assert await log.claim(UPLOAD, ME, old=OLD, not_before=8_000) == Claimed(again)
+        await self.expect(again, replace(old, epoch=1, not_before=8_000), other)
+        last = replace(again, epoch=7)
+        assert await log.claim(UPLOAD, ME, old=None, not_before=1) == Claimed(last)
+        await self.expect(last, other)
+
+    async def test_a_claim_beats_a_sweeper_that_looked_before(self, log: ChangeLog, second: ChangeLog) -> None:
+        """The epoch has grown: condemning what was seen loses."""
+        await self.plant([self.own_entry()])
+        (seen,) = await second.due(2_000, 10)
+        assert isinstance(await log.claim(UPLOAD, ME, old=None, not_before=0), Claimed)
+        assert await second.condemn(seen, 9_000) is None
+
+    async def test_claims_of_many_at_once_all_succeed(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Each with an epoch of its own."""
+        await self.plant([self.own_entry()])
+        claims = await asyncio.gather(
+            *[
+                (log, second)[number % 2].claim(UPLOAD, owner(100 + number), old=OLD, not_before=0)
+                for number in range(RACERS)
+            ]
+        )
+        epochs = [claim.entry.epoch for claim in claims if isinstance(claim, Claimed)]
+        assert sorted(epochs) == list(range(1, RACERS + 1))
+        assert len(await log.find(OLD)) == RACERS
+
+    @pytest.mark.parametrize("state", [State.OPEN, State.CONDEMNED])
+    async def test_done_is_final(self, log: ChangeLog, state: State) -> None:
+        """`mark_done` ends an upload in any state; nothing but `forget_settled` changes it afterwards."""
+        await self.plant([self.own_entry(state=state, epoch=3, sweeps=1)])
+        (seen,) = await log.find(UPLOAD)
+        await log.mark_done(UPLOAD, 9_000)
+        done = replace(seen, state=State.DONE, epoch=4, not_before=9_000, upload=b"")
+        await self.expect(done)
+        await log.mark_done(UPLOAD, 10_000)
+        await log.expedite(UPLOAD.uuid, 0)
+        await log.begin_upload(UPLOAD, b"other", 0)
+        assert await log.condemn(done, 11_000) is None
+        assert not await log.resume_later(seen, 11_000)
+        assert not await log.forget_settled(seen)
+        await self.expect(done)
+        assert list(await log.due(9_000, 10)) == [done]
+        assert await log.forget_settled(done)
+        await self.expect()
+
+    async def test_mark_done_of_what_is_no_upload_does_nothing(self, log: ChangeLog) -> None:
+        """Neither of an absent entry, nor of one that is no upload's own."""
+        planted = [self.entry(UPLOAD, YOU), self.entry(OTHER, OTHER.uuid)]
+        await self.plant(planted)
+        await log.mark_done(UPLOAD, 9_000)
+        await log.mark_done(OTHER, 9_000)
+        await self.expect(*planted)
+
+    async def test_an_open_entry_is_not_forgotten_as_settled(self, log: ChangeLog) -> None:
+        """`forget_settled` leaves it."""
+        await self.plant([self.own_entry()])
+        assert not await log.forget_settled(self.own_entry())
+        await self.expect(self.own_entry())
+
+    async def test_backlog_tells_uploads_and_outcomes_apart(self, log: ChangeLog) -> None:
+        """Uploads in progress and outcomes are counted, but are nothing that waits to be settled."""
+        uploads = [revision("upload", number) for number in range(1, 7)]
+        states = [State.OPEN] * 3 + [State.CONDEMNED] + [State.DONE] * 2
+        await self.plant(
+            [
+                replace(self.own_entry(state=state, recorded=10 * place), revision=upload, owner=upload.uuid)
+                for place, (upload, state) in enumerate(zip(uploads, states, strict=True))
+            ]
+        )
+        assert await log.backlog() == Backlog(entries=1, oldest=30, uploads=3, outcomes=2)
+
+    async def test_list_pages_through_all_entries(self, log: ChangeLog) -> None:
+        """In the order of recording, each once, also when the last one of a page has gone; ``uploads`` are filtered."""
+        planted = [self.entry(revision("listed", at), owner(100 + at), recorded=at // 3) for at in range(10)]
+        own = [
+            replace(self.own_entry(state=state, recorded=5), revision=upload, owner=upload.uuid)
+            for upload, state in zip([revision("upload", number) for number in (1, 2, 3)], State, strict=True)
+        ]
+        await self.plant([*planted, *own])
+        listed: list[Entry] = []
+        while page := await log.list(listed[-1] if listed else None, 4):
+            listed += page
+            if page[-1].upload is None:
+                await log.forget(page[-1].owner)
+        assert listed == sorted(
+            [*planted, *own], key=lambda entry: (entry.recorded, entry.revision.storage_path, entry.owner.bytes)
+        )
+        assert list(await log.list(None, 10, uploads=True)) == own[:2]
+
+    @pytest.mark.parametrize("state", State)
+    async def test_begin_upload_leaves_what_is_there(self, log: ChangeLog, state: State) -> None:
+        """A late repetition resets nothing: not the state, the epoch, the sweeps, nor what the object is to be."""
+        held = self.own_entry(state=state, epoch=3, sweeps=1)
+        await self.plant([held])
+        await log.begin_upload(UPLOAD, b"other", 9_000)
+        await self.expect(held)
+
+    async def test_an_upload_that_is_begun_twice_at_once_is_one(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of repetitions at the same time, on two instances, one records the entry, whole."""
+        await asyncio.gather(
+            *((log, second)[n % 2].begin_upload(UPLOAD, b"%d" % n, 100 + n) for n in range(RACERS)),
+        )
+        [held] = await self.stored()
+        won = int(held.upload or b"-1")
+        assert held == replace(self.own_entry(recorded=self.clock.now()), not_before=100 + won, upload=b"%d" % won)
+
+    async def test_what_an_upload_is_to_be_is_kept_to_the_byte(self, log: ChangeLog) -> None:
+        """``upload`` is opaque: any bytes come back, and none at all are still an upload's own entry."""
+        for number, upload in enumerate([b"", bytes(range(256)), b"\xff" * 4_000]):
+            begun = revision("opaque", number)
+            await log.begin_upload(begun, upload, 0)
+            [held] = await log.find(begun)
+            assert (held.upload, held.owner_is_upload) == (upload, True)
+            claimed = await log.claim(begun, ME, old=None, not_before=0)
+            assert claimed == Claimed(replace(held, epoch=1))
+
+    @pytest.mark.parametrize("old", [OLD, OTHER, None])
+    async def test_claim_replaces_condemned_entries(self, log: ChangeLog, old: Revision | None) -> None:
+        """What the owner has recorded as old is replaced even if condemned, and its sweeper has lost it."""
+        condemned = self.entry(OLD, role=Role.OLD, state=State.CONDEMNED, epoch=3, sweeps=2)
+        await self.plant([self.own_entry(), condemned])
+        claimed = self.own_entry(epoch=1, not_before=9_000)
+        assert await log.claim(UPLOAD, ME, old=old, not_before=9_000) == Claimed(claimed)
+        same = self.entry(OLD, role=Role.OLD, epoch=4, not_before=9_000)
+        fresh = self.entry(OTHER, role=Role.OLD, recorded=self.clock.now(), not_before=9_000)
+        assert not await log.forget_settled(condemned)
+        assert not await log.resume_later(condemned, 99)
+        assert await log.condemn(condemned, 99) is None
+        await self.expect(claimed, *([] if old is None else [same if old == OLD else fresh]))
+
+    async def test_claim_of_a_revision_in_both_roles_is_refused(self, log: ChangeLog) -> None:
+        """`claim` of what is also old, or with an old one that the owner holds as new, breaks an invariant.
+
+        Nothing is changed: not the upload's epoch, nor what else the owner has recorded.
+        """
+        before = [self.own_entry(), self.entry(NEW), self.entry(OLD, role=Role.OLD)]
+        await self.plant(before)
+        for old in (UPLOAD, NEW):
+            with pytest.raises(InvariantBroken):
+                await log.claim(UPLOAD, ME, old=old, not_before=9_000)
+        await self.expect(*before)
+
+    async def test_a_claim_and_a_sweeper_race_for_an_upload(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of `claim` and `condemn` at the same time, exactly one gets the upload, and the store shows which."""
+        for number in range(ROUNDS):
+            mine, begun = owner(100 + number), revision("raced", 1_000 + number)
+            await log.begin_upload(begun, b"wanted", 0)
+            [seen] = await log.find(begun)
+            claim, taken = await raced(number, log.claim(begun, mine, old=OLD, not_before=77), second.condemn(seen, 99))
+            held = {entry.revision: entry for entry in await self.stored() if entry.owner in (mine, begun.uuid)}
+            if taken is None:
+                assert claim == Claimed(replace(seen, epoch=1, not_before=77))
+                assert held == {begun: claim.entry, OLD: held[OLD]}
+            else:
+                assert claim == Condemned(swept=False)
+                assert held == {begun: taken}
+
+    async def test_an_upload_that_is_done_is_no_sweepers(self, log: ChangeLog, second: ChangeLog) -> None:
+        """`mark_done` always prevails over a sweeper at the same time, which then holds nothing."""
+        for number in range(ROUNDS):
+            begun = revision("raced", 1_000 + number)
+            await log.begin_upload(begun, b"wanted", 0)
+            [seen] = await log.find(begun)
+            _, taken = await raced(number, log.mark_done(begun, 77), second.condemn(seen, 99))
+            done = replace(seen, state=State.DONE, epoch=1 if taken is None else 2, not_before=77, upload=b"")
+            if taken is not None:
+                assert not await second.resume_later(taken, 99)
+                assert not await second.forget_settled(taken)
+                assert await second.condemn(taken, 99) is None
+            assert list(await log.find(begun)) == [done]
+
+    async def test_many_mark_an_upload_done_once(self, log: ChangeLog, second: ChangeLog) -> None:
+        """However many attempts mark the upload done at the same time, the first of them decides."""
+        await self.plant([self.own_entry()])
+        await asyncio.gather(*((log, second)[n % 2].mark_done(UPLOAD, 100 + n) for n in range(RACERS)))
+        [done] = await self.stored()
+        assert 100 <= done.not_before < 100 + RACERS
+        assert done == replace(self.own_entry(state=State.DONE, epoch=1, not_before=done.not_before), upload=b"")
+
+    @pytest.mark.parametrize("state", State)
+    async def test_forget_and_expedite_know_an_upload_by_its_uuid(self, log: ChangeLog, state: State) -> None:
+        """The revision's UUID owns the entry: `expedite` moves it if it is open, `forget` removes it in any state."""
+        held, other = self.own_entry(state=state), self.entry(UPLOAD, ME, role=Role.OLD)
+        await self.plant([held, other])
+        await log.expedite(UPLOAD.uuid, 5)
+        await self.expect(replace(held, not_before=5) if state is State.OPEN else held, other)
+        await log.forget(UPLOAD.uuid)
+        await self.expect(other)
+
+    async def test_one_of_many_forgets_an_upload_that_is_done(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Of sweepers that forget one done entry at the same time, one is told that it did; none that saw less is."""
+        done = self.own_entry(state=State.DONE, epoch=2)
+        await self.plant([done])
+        assert not await log.forget_settled(replace(done, epoch=1))
+        assert not await log.forget_settled(replace(done, state=State.CONDEMNED))
+        told = await asyncio.gather(*((log, second)[n % 2].forget_settled(done) for n in range(RACERS)))
+        assert sorted(told) == [False] * (RACERS - 1) + [True]
+        await self.expect()
+
+    async def test_list_orders_equal_times_by_revision_and_owner(self, log: ChangeLog) -> None:
+        """Entries of one instant are listed in the order of revision and owner, whatever the size of the pages."""
+        planted = [
+            self.entry(revision(key), owner(number), role=Role.OLD)
+            for key in ("a", "a/", "b", "\u00e9", "\U0001f600")
+            for number in (2, 1 << 64, 1 << 127)
+        ]
+        await self.plant(planted[::-1])
+        whole = list(await log.list(None, 100))
+        assert whole == sorted(planted, key=lambda entry: (entry.revision.storage_path.encode(), entry.owner.bytes))
+        for limit in (1, 4, len(planted)):
+            assert await listed(log, limit) == whole
+
+    async def test_list_pages_through_uploads(self, log: ChangeLog) -> None:
+        """With ``uploads`` a page is full of uploads not done, however many other entries stand between them."""
+        own = [
+            replace(self.own_entry(state=state, recorded=at), revision=revision("up", at), owner=owner(at))
+            for at in range(30)
+            for state in [list(State)[at % 3]]
+        ]
+        between = [self.entry(revision("up", at), owner(100 + at), role=Role.OLD, recorded=at) for at in range(30)]
+        await self.plant([*between, *own])
+        expected = [entry for entry in own if entry.state is not State.DONE]
+        for limit in (1, 3, 50):
+            assert await listed(log, limit, uploads=True) == expected
+        assert len(await log.list(None, 3, uploads=True)) == 3
+
+    async def test_list_lists_once_what_stays(self, log: ChangeLog, second: ChangeLog) -> None:
+        """While others record, forget and condemn entries, those that stay are listed, each once."""
+        staying = [self.entry(revision("stays", at), owner(at), recorded=10 * at) for at in range(1, 13)]
+        await self.plant(staying)
+        seen: list[Entry] = []
+        number = 0
+        while page := await log.list(seen[-1] if seen else None, 2):
+            seen += page
+            number += 1
+            [last] = await second.find(page[-1].revision)
+            assert await second.condemn(last, 77) is not None  # changes hands: its place stays
+            await self.plant([self.entry(revision("comes", number), owner(100 + number), recorded=15 * number)])
+            await second.forget(owner(100 + number - 1))
+        names = [entry.revision for entry in seen if entry.revision in {entry.revision for entry in staying}]
+        assert names == [entry.revision for entry in staying]
+        assert len({(entry.revision, entry.owner) for entry in seen}) == len(seen)
+
+    async def test_uploads_survive_closing(self) -> None:
+        """What was done to uploads is there when the log is opened again."""
+        begun, done = revision("begun", 1_001), revision("done", 1_002)
+        log = await self.open()
+        await log.begin_upload(begun, b"wanted", 10)
+        await log.begin_upload(done, b"wanted", 20)
+        claim = await log.claim(begun, ME, old=OLD, not_before=30)
+        await log.mark_done(done, 40)
+        before = await log.list(None, 10)
+        await log.close()
+        log = await self.open()
+        try:
+            assert list(await log.list(None, 10)) == list(before)
+            assert isinstance(claim, Claimed)
+            assert list(await log.list(None, 10, uploads=True)) == [claim.entry]
+            assert await log.claim(done, ME, old=None, not_before=50) == Committed()
+            assert await log.claim(begun, ME, old=OLD, not_before=50) == Claimed(
+                replace(claim.entry, epoch=2, not_before=50)
+            )
+        finally:
+            await log.close()
+
+    async def test_every_change_of_an_upload_is_seen_at_once_elsewhere(self, log: ChangeLog, second: ChangeLog) -> None:
+        """What one instance does to an upload is what the next call of another one starts from."""
+        for number in range(8):
+            here, there = (log, second) if number % 2 else (second, log)
+            begun = revision("seen", 1_000 + number)
+            await here.begin_upload(begun, b"wanted", 0)
+            claim = await there.claim(begun, ME, old=None, not_before=0)
+            assert isinstance(claim, Claimed)
+            taken = await here.condemn(claim.entry, 5)
+            assert taken is not None
+            assert await there.claim(begun, ME, old=None, not_before=0) == Condemned(swept=False)
+            assert await here.resume_later(taken, 6)
+            assert await there.claim(begun, ME, old=None, not_before=0) == Condemned(swept=True)
+            await here.mark_done(begun, 7)
+            assert await there.claim(begun, ME, old=None, not_before=0) == Committed()
+            [done] = await there.find(begun)
+            assert await here.forget_settled(done)
+            assert await there.claim(begun, ME, old=None, not_before=0) == Unknown()
+            assert await here.backlog() == Backlog(entries=0, oldest=None, uploads=0, outcomes=0)
+
+
+async def listed(log: ChangeLog, limit: int, *, uploads: bool = False) -> list[Entry]:
+    """A whole listing, in pages of ``limit``."""
+    entries: list[Entry] = []
+    while page := await log.list(entries[-1] if entries else None, limit, uploads=uploads):
+        assert len(page) <= limit
+        entries += page
+    return entries
 
 
 async def raced(turn: int, one: Coroutine[Any, Any, A], other: Coroutine[Any, Any, B]) -> tuple[A, B]:

@@ -385,6 +385,25 @@ class HighVolumeLaws(IdentityLaws):
         assert row.version != BEFORE
         assert await store.read(IT) == Row(row.version, TOMBSTONE_2, 7 * SECOND)
 
+    @pytest.mark.parametrize("after", [INLINE, Gone()])
+    async def test_point_loses_against_a_blob_that_came_and_went(
+        self, store: HighVolumeBackend, second: HighVolumeBackend, after: Inline | Gone
+    ) -> None:
+        """A base of no blob is a conflict once there was one, though there is none now."""
+        await store.put_inline(IT, INLINE, None)
+        base = await store.head(IT)
+        assert base is not None
+        assert await second.point(IT, base, TOMBSTONE, None, not_after=self.clock.now())
+        met = await second.delete_inline(IT)
+        assert met is not None
+        assert await second.compare_and_write(IT, met.version, after, None)
+        assert not await store.point(IT, base, TOMBSTONE, None, not_after=self.clock.now())
+        now = await store.head(IT)
+        assert now is not None
+        version = await second.compare_and_write(IT, now.version, TOMBSTONE_2, None)
+        assert version is not None
+        assert not await store.point(IT, now, TOMBSTONE, None, not_after=self.clock.now())
+
     @pytest.mark.parametrize("before", [None, *CONTENTS])
     async def test_point_loses_against_a_fence(
         self, store: HighVolumeBackend, second: HighVolumeBackend, before: Content | None

@@ -6,6 +6,7 @@ one cannot hide a fault in the other.
 """
 
 import asyncio
+import hashlib
 import random
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,13 +21,23 @@ from hypothesis import strategies as st
 
 from tierstore import telemetry
 from tierstore.backends.long_term.contract import BlobStream, LongTermBackend
-from tierstore.errors import CorruptObject, InvariantBroken, TierstoreError
+from tierstore.errors import (
+    ChecksumMismatch,
+    CorruptObject,
+    InvalidPart,
+    InvalidPartOrder,
+    InvariantBroken,
+    NoSuchUpload,
+    ObjectTooLarge,
+    TierstoreError,
+)
 from tierstore.limits import MIB, Limits
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.hostile import HOSTILE_IDS
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.laws.identity import IdentityLaws
 from tierstore.types.ids import ObjectId, Revision, Scope
+from tierstore.types.multipart import PartName, UploadId
 from tierstore.types.ranges import Span
 
 CHUNK = 16
@@ -810,3 +821,226 @@ class LongTermLaws(IdentityLaws):
         await first.aclose()
         assert b"".join([chunk async for chunk in other]) == payload(6 * CHUNK)
         await other.aclose()
+
+    # Multipart uploads
+
+    async def begun(self, store: LongTermBackend, key: str = "k") -> UploadId:
+        """A new upload."""
+        revision = Revision(object_id(key), SeededIds(len(key)).upload_uuid())
+        return UploadId(revision, await store.initiate(revision))
+
+    async def sent(self, store: LongTermBackend, upload: UploadId, parts: Mapping[int, bytes]) -> list[PartName]:
+        """Send ``parts``, the last ones first; return their names in order."""
+        names = []
+        for number, part in sorted(parts.items(), reverse=True):
+            stored = await store.upload_part(upload, number, Source(cut(part, 7)), len(part), None)
+            assert (stored.number, stored.size) == (number, len(part))
+            names.append(PartName(number, stored.etag))
+        return names[::-1]
+
+    async def test_an_upload_is_invisible_until_it_is_complete(self, store: LongTermBackend) -> None:
+        """Then it is one blob, of the parts in the order of their numbers, as any other is."""
+        upload = await self.begun(store)
+        whole = payload(5 * CHUNK + 3)
+        names = await self.sent(store, upload, {1: whole[:20], 3: whole[20:21], 7: whole[21:]})
+        assert await store.head(upload.revision) is None
+        assert await store.get(upload.revision) is None
+        assert await store.list("", None, 10) == []
+        await store.complete(upload, names)
+        info = await store.head(upload.revision)
+        assert info is not None
+        assert info.size == len(whole)
+        assert await store.list("", None, 10) == [info]
+        assert await read(store, upload.revision) == whole
+        for start in range(len(whole)):
+            for stop in range(start + 1, len(whole) + 1, 5):
+                assert await read(store, upload.revision, Span(start, stop)) == whole[start:stop]
+        await store.delete(upload.revision)
+        assert await store.head(upload.revision) is None
+        with suppress(NoSuchUpload):
+            await store.complete(upload, names)
+        assert await store.head(upload.revision) is None
+
+    @pytest.mark.parametrize("sizes", [[0], [0, 0], [0, 5, 0], [5, 0], [CHUNK, CHUNK]])
+    async def test_parts_may_be_empty(self, store: LongTermBackend, sizes: Sequence[int]) -> None:
+        """An empty part adds nothing."""
+        upload = await self.begun(store)
+        parts = {number: payload(size) for number, size in enumerate(sizes, start=1)}
+        await store.complete(upload, await self.sent(store, upload, parts))
+        assert await read(store, upload.revision) == b"".join(parts.values())
+
+    async def test_a_part_is_replaced_by_the_next_with_its_number(self, store: LongTermBackend) -> None:
+        """Only the new ETag names it; a wrong one, or an absent part, leaves the upload as it was."""
+        upload = await self.begun(store)
+        (before,) = await self.sent(store, upload, {1: b"before"})
+        (after,) = await self.sent(store, upload, {1: b"after!"})
+        assert before.etag != after.etag
+        for wrong in ([before], [after, PartName(2, after.etag)]):
+            with pytest.raises(InvalidPart):
+                await store.complete(upload, wrong)
+        await store.complete(upload, [after])
+        assert await read(store, upload.revision) == b"after!"
+
+    async def test_what_is_not_named_is_left_out(self, store: LongTermBackend) -> None:
+        """A blob is exactly the parts that were named."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"one", 2: b"two", 3: b"three"})
+        await store.complete(upload, [names[0], names[2]])
+        assert await read(store, upload.revision) == b"onethree"
+
+    async def test_parts_are_named_in_order(self, store: LongTermBackend) -> None:
+        """Descending or repeated numbers are refused, and the upload is as it was."""
+        upload = await self.begun(store)
+        one, two = await self.sent(store, upload, {1: b"one", 2: b"two"})
+        for wrong in ([two, one], [one, one]):
+            with pytest.raises(InvalidPartOrder):
+                await store.complete(upload, wrong)
+        await store.complete(upload, [one, two])
+        assert await read(store, upload.revision) == b"onetwo"
+
+    async def test_a_blob_of_parts_is_not_larger_than_an_object(self, store: LongTermBackend) -> None:
+        """All parts together are refused, fewer are not."""
+        upload = await self.begun(store)
+        half = payload(LIMITS.object_bytes_max // 2)
+        names = await self.sent(store, upload, {1: half, 2: half, 3: b"x"})
+        with pytest.raises(ObjectTooLarge):
+            await store.complete(upload, names)
+        await store.complete(upload, names[:2])
+        assert await read(store, upload.revision) == half + half
+
+    async def test_parts_are_listed_in_pages(self, store: LongTermBackend) -> None:
+        """Ascending, after a number, with whether there are more."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {number: payload(number) for number in (1, 2, 4, 5)})
+        page = await store.list_parts(upload, 0, 3)
+        assert ([part.number for part in page.parts], page.truncated) == ([1, 2, 4], True)
+        assert [(part.etag, part.size) for part in page.parts] == [
+            (name.etag, name.number) for name in names if name.number < 5
+        ]
+        page = await store.list_parts(upload, 4, 3)
+        assert ([part.number for part in page.parts], page.truncated) == ([5], False)
+        page = await store.list_parts(upload, 1, 3)
+        assert ([part.number for part in page.parts], page.truncated) == ([2, 4, 5], False)
+        page = await store.list_parts(upload, 5, 3)
+        assert (list(page.parts), page.truncated) == ([], False)
+
+    async def test_a_part_has_the_digest_that_was_announced(self, store: LongTermBackend) -> None:
+        """Another one is refused, and the part before stays."""
+        upload = await self.begun(store)
+        digest = hashlib.md5(b"before", usedforsecurity=False).digest()
+        before = await store.upload_part(upload, 1, Source([b"before"]), 6, digest)
+        with pytest.raises(ChecksumMismatch):
+            await store.upload_part(upload, 1, Source([b"other!"]), 6, digest)
+        assert list((await store.list_parts(upload, 0, 3)).parts) == [before]
+
+    @pytest.mark.parametrize(
+        ("parts", "size", "fail_at", "error"),
+        [([b"abc"], 6, None, InvariantBroken), ([b"abc", b"defg"], 6, None, InvariantBroken), ([b"abc"], 6, 1, Boom)],
+    )
+    async def test_a_source_that_fails_stores_no_part(
+        self,
+        store: LongTermBackend,
+        parts: Sequence[bytes],
+        size: int,
+        fail_at: int | None,
+        error: type[Exception],
+    ) -> None:
+        """The part before stays."""
+        upload = await self.begun(store)
+        before = await store.upload_part(upload, 1, Source([b"before"]), 6, None)
+        with pytest.raises(error):
+            await store.upload_part(upload, 1, Source(parts, fail_at=fail_at), size, None)
+        assert list((await store.list_parts(upload, 0, 3)).parts) == [before]
+
+    async def test_an_aborted_upload_is_gone(self, store: LongTermBackend, second: LongTermBackend) -> None:
+        """For every process; no blob appears afterwards, and aborting a revision may be repeated."""
+        for number, by in enumerate(("upload", "revision")):
+            upload = await self.begun(store, "k" * (number + 1))
+            names = await self.sent(store, upload, {1: b"one"})
+            await second.abort(upload if by == "upload" else upload.revision)
+            with pytest.raises(NoSuchUpload):
+                await store.upload_part(upload, 2, Source([b"two"]), 3, None)
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(upload, 0, 3)
+            with suppress(NoSuchUpload):
+                await store.complete(upload, names)
+            assert await store.head(upload.revision) is None
+            await store.abort(upload.revision)
+
+    async def test_a_completed_upload_is_not_aborted(self, store: LongTermBackend) -> None:
+        """Whatever the store answers, the blob stays; nor does it take parts."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"one"})
+        await store.complete(upload, names)
+        with suppress(NoSuchUpload):
+            await store.abort(upload)
+        await store.abort(upload.revision)
+        with pytest.raises(NoSuchUpload):
+            await store.upload_part(upload, 1, Source([b"two"]), 3, None)
+        with pytest.raises(NoSuchUpload):
+            await store.list_parts(upload, 0, 3)
+        with suppress(NoSuchUpload):
+            await store.complete(upload, names)
+        assert await read(store, upload.revision) == b"one"
+
+    async def test_an_upload_that_never_was_is_unknown(self, store: LongTermBackend) -> None:
+        """Also one of the same UUID that belongs to another object."""
+        upload = await self.begun(store)
+        other = UploadId(Revision(object_id("other"), upload.revision.uuid), upload.store_id)
+        for unknown in (other, UploadId(Revision(object_id(), SeededIds(99).upload_uuid()), upload.store_id)):
+            with pytest.raises(NoSuchUpload):
+                await store.upload_part(unknown, 1, Source([b"one"]), 3, None)
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(unknown, 0, 3)
+            with suppress(NoSuchUpload):
+                await store.complete(unknown, [PartName(1, "etag")])
+            assert await store.head(unknown.revision) is None
+        await store.complete(upload, await self.sent(store, upload, {1: b"one"}))
+        assert await read(store, upload.revision) == b"one"
+
+    async def test_an_upload_outlives_the_process_that_began_it(self, store: LongTermBackend) -> None:
+        """Another instance goes on with it after the first has closed."""
+        upload = await self.begun(store)
+        (one,) = await self.sent(store, upload, {1: b"one"})
+        await store.close()
+        later = await self.open(LIMITS)
+        try:
+            (two,) = await self.sent(later, upload, {2: b"two"})
+            await later.complete(upload, [one, two])
+            assert await read(later, upload.revision) == b"onetwo"
+        finally:
+            await later.close()
+
+    async def test_parts_are_sent_at_the_same_time(self, store: LongTermBackend) -> None:
+        """In any number up to the most, by one instance."""
+        upload = await self.begun(store)
+        parts = {number: payload(100 + number) for number in range(1, 9)}
+        stored = await asyncio.gather(
+            *[
+                store.upload_part(upload, number, Source(cut(part, 7)), len(part), None)
+                for number, part in parts.items()
+            ]
+        )
+        await store.complete(upload, [PartName(part.number, part.etag) for part in stored])
+        assert await read(store, upload.revision) == b"".join(parts.values())
+
+    async def test_completes_at_the_same_time_make_one_blob(self, store: LongTermBackend) -> None:
+        """Whatever each of them is answered."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"one", 2: b"two"})
+        answers = await asyncio.gather(*[store.complete(upload, names) for _ in range(8)], return_exceptions=True)
+        assert {type(answer) for answer in answers} <= {type(None), NoSuchUpload}
+        assert None in answers
+        assert await read(store, upload.revision) == b"onetwo"
+
+    async def test_of_complete_and_abort_one_takes_effect(self, store: LongTermBackend) -> None:
+        """Either there is the whole blob, or the upload is gone."""
+        for turn in range(1, 17):
+            upload = await self.begun(store, "k" * turn)
+            names = await self.sent(store, upload, {1: b"one"})
+            calls = [store.complete(upload, names), store.abort(upload)]
+            await asyncio.gather(*(calls if turn % 2 else calls[::-1]), return_exceptions=True)
+            if await store.head(upload.revision) is not None:
+                assert await read(store, upload.revision) == b"one"
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(upload, 0, 3)

@@ -236,6 +236,19 @@ def test_removed_leaf_directory(root: Path) -> None:
         assert put(directory, uuid).exists()
 
 
+def nest(directory: Path) -> Path:
+    """Make directories within each other until their path is too long for the kernel; return the outermost one."""
+    name = "x" * 250
+    fd = os.open(directory, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir(name, dir_fd=fd)
+        inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    return directory / name
+
+
 def test_close_after_everything_was_removed(root: Path) -> None:
     """Closing goes through when the instance's directory is gone, or cannot be removed."""
     with opened(root) as directory:
@@ -245,15 +258,15 @@ def test_close_after_everything_was_removed(root: Path) -> None:
         assert directory.leaves() == []
     with opened(root):
         (own,) = (root / "tmp").iterdir()
-        (own / "a directory").mkdir()
-    assert own.exists()
+        unremovable = nest(own)
+    assert unremovable.exists()
 
 
 def test_what_cannot_be_removed_is_passed_over(root: Path) -> None:
     """A directory that cannot be collected is logged, and keeps nobody from the others, now or later."""
     with opened(root) as directory:
         stuck = abandoned_instance(root, "0")
-        (stuck / "a directory").mkdir()
+        unremovable = nest(stuck)
         no_directory = root / "tmp" / str(_ids.uuid())
         no_directory.write_text("not ours")
         endless = root / "tmp" / str(_ids.uuid())
@@ -266,7 +279,55 @@ def test_what_cannot_be_removed_is_passed_over(root: Path) -> None:
             assert {entry["directory"] for entry in logs} == {str(stuck), str(no_directory), str(endless)}
             assert {entry["log_level"] for entry in logs} == {"warning"}
         assert not any(other.exists() for other in others)
-        assert (stuck / "a directory").exists()
+        assert unremovable.exists()
+
+
+def test_directories_are_debris_too(root: Path) -> None:
+    """What a dead instance left is removed with all that is in it, without following links; the rest stays."""
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("not ours")
+    with opened(root) as directory:
+        left = abandoned_instance(root, "0")
+        (left / "1").mkdir()
+        (left / "1" / "upload").write_text("")
+        (left / "1" / "00001.part").write_text("")
+        (left / "1" / "within").mkdir()
+        (left / "1" / "within" / "file").write_text("")
+        (left / "2").symlink_to(outside)
+        own = directory.temporary_file()
+        own.mkdir()
+        assert directory.remove_debris() == 8
+        assert not left.exists()
+        assert own.exists()
+    assert (outside / "file").exists()
+
+
+def test_removing_an_upload_directory(root: Path) -> None:
+    """A directory is gone with all that is in it, and leaves nothing; that it is absent is fine."""
+    with opened(root) as directory:
+        uuid = _ids.uuid()
+        upload = directory.upload_directory(uuid)
+        directory.remove_directory(upload)
+        upload.mkdir(parents=True)
+        (upload / "00001.part").write_text("")
+        assert directory.uuids(str(uuid)[-3:]) == []
+        directory.remove_directory(upload)
+        directory.remove_directory(upload)
+        assert not upload.exists()
+        assert [path.name for path in directory.temporary_file().parent.iterdir()] == ["lock"]
+
+
+def test_what_is_gone_is_gone_although_it_cannot_be_removed(root: Path) -> None:
+    """A directory whose files cannot be removed is out of its place all the same, and what is left is logged."""
+    with opened(root) as directory:
+        upload = directory.upload_directory(_ids.uuid())
+        upload.mkdir(parents=True)
+        nest(upload)
+        with capture_logs() as logs:
+            directory.remove_directory(upload)
+        assert [entry["event"] for entry in logs] == ["temporary directory not removed"]
+        assert not upload.exists()
 
 
 def test_a_start_does_not_wait_for_removals(root: Path) -> None:
