@@ -56,6 +56,17 @@ class Stores:
     changelog: ChangeLog
 
 
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What operators' commands work with, open."""
+
+    stores: Stores
+    settler: Settler
+    uploads: Uploads
+    limits: Limits
+    clock: Clock
+
+
 OpenStores = Callable[[Config, Limits, Clock, IdSource], AbstractAsyncContextManager[Stores]]
 """Opens stores, and closes them at the end."""
 
@@ -127,6 +138,50 @@ async def open_stores(config: Config, limits: Limits, clock: Clock, ids: IdSourc
             ids,
         )
         yield Stores(high_volume, long_term, changelog)
+
+
+@asynccontextmanager
+async def open_tools(config: Config) -> AsyncIterator[Tools]:
+    """Open the stores of a server, which may run meanwhile, for an operator's command; at the end, finish and close.
+
+    Raises `StartupError`, also if a store has not been made yet: only a server makes stores. One that an earlier
+    release has made is brought to this release's schema, as by a server.
+    """
+    _check_made(config)
+    limits, clock, ids = limits_from(config), SystemClock(), SystemIds()
+    async with open_stores(config, limits, clock, ids) as stores:
+        cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
+        every = (stores.high_volume, stores.long_term, stores.changelog)
+        operations = Operations(
+            stores.long_term, stores.changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup
+        )
+        settler = Settler(*every, limits=limits, clock=clock)
+        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
+        try:
+            yield Tools(stores, settler, uploads, limits, clock)
+        finally:
+            await _drain((("cleanup", cleanup),), max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN))
+
+
+def _check_made(config: Config) -> None:
+    """Raise `StartupError` unless each store is there. Looks, and changes nothing."""
+    kept = (
+        ("high-volume store", "high_volume.path", config.high_volume_path, config.high_volume_path),
+        ("change log", "change_log.path", config.change_log_path, config.change_log_path),
+        ("long-term store", "long_term.path", config.long_term_path, config.long_term_path / "identity"),
+    )
+    for name, key, path, file in kept:
+        try:
+            made = file.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            made = False
+        except (OSError, ValueError) as error:
+            raise StartupError(f"the {name} {path} cannot be opened: {error}") from error
+        if not made:
+            raise StartupError(
+                f"there is no {name} at {path}: are --data, --config and {key} those of the server, is its disk "
+                "mounted, and has a server been started on it yet?"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +278,14 @@ async def _open_served(
         finally:
             grace = max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN)
             await periodic.drain(0)
-            for name, owner in (("mutations", mutations), ("cleanup", cleanup)):
-                if cut_off := await owner.drain(grace):
-                    log.warning("work cut off at shutdown; the sweeper will settle it", work=name, tasks=cut_off)
+            await _drain((("mutations", mutations), ("cleanup", cleanup)), grace)
+
+
+async def _drain(owners: Sequence[tuple[str, TaskOwner]], grace_seconds: float) -> None:
+    """Let the work of each owner end, one owner after the other."""
+    for name, owner in owners:
+        if cut_off := await owner.drain(grace_seconds):
+            log.warning("work cut off at shutdown; the sweeper will settle it", work=name, tasks=cut_off)
 
 
 def _report_failure(name: str, error: BaseException) -> None:

@@ -1,26 +1,31 @@
 """The command ``tierstore``.
 
 Guarantees: exit code 0 for success, 1 with one plain sentence on standard error for what the operator can mend
-(`StartupError`), 2 for a command line that makes no sense. ``--help`` answers quickly: what a command needs is imported
-when it runs, and the metrics library not before `tierstore.process.server` has chosen their directory.
+(`StartupError`) or what a store refused, 2 for a command line that makes no sense. ``--help`` answers quickly: what a
+command needs is imported when it runs, and the metrics library not before `tierstore.process.server` has chosen their
+directory.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from tierstore import __version__
-from tierstore.errors import StartupError
+from tierstore.errors import InvalidRequest, StartupError, TierstoreError
 
 if TYPE_CHECKING:
+    from tierstore.build import Tools
     from tierstore.config import LoadedConfig
+    from tierstore.process.operators import EntryReport, Outcome, Show, UploadReport
+    from tierstore.types.ids import Revision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _KEYS_BY_FLAG: Final = {
     "host": "http.host",
@@ -42,6 +47,16 @@ Exit codes: 0 success, 1 a setting, the port or the data directory is at fault (
 how), 2 the command line makes no sense.
 """
 
+_OPERATORS_EXIT_HELP = """
+Exit codes: 0 success, 1 something could not be done or looked at (one sentence on standard error says why), 2 the
+command line makes no sense.
+"""
+
+_OPERATORS_HELP = """
+It opens the stores of the server, which may run meanwhile: run it as the same user, with the same release and the same
+settings. A REVISION is written as the lists show it, in quotes if the shell would read something into it.
+"""
+
 
 def _examples(*lines: str) -> str:
     return "\n\n\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines) + "\n"
@@ -57,6 +72,13 @@ def main() -> None:
         sys.exit(1)
 
 
+class _Failed(click.ClickException):
+    """A command has not done all that it was asked for: exit code 1, and a sentence."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"tierstore: {self.message}", file=file, err=file is None)
+
+
 @click.group(
     help=f"tierstore {__version__} stores objects, small ones in a fast tier and large ones in a cheap one.",
     epilog=_EXIT_HELP,
@@ -67,20 +89,47 @@ def cli() -> None:
     """All commands."""
 
 
+_FILE = click.option(
+    "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a YAML file."
+)
+_DATA = click.option("--data", metavar="DIR", help="Directory of the embedded stores.  [data.path, default ./data]")
+_LOGS = (
+    click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error, critical.  [log.level]"),
+    click.option("--log-format", metavar="FORMAT", help="auto, json, console.  [log.format]"),
+)
+
+
 def with_settings(command: Command) -> Command:
     """Give ``command`` the options that change settings; it gets them as keyword arguments for `_load`."""
     options = (
-        click.option(
-            "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a YAML file."
-        ),
+        _FILE,
         click.option("--host", metavar="ADDRESS", help="Address to listen on.  [http.host, default 127.0.0.1]"),
         click.option("--port", type=int, metavar="N", help="Port; 0 takes a free one.  [http.port, default 8888]"),
-        click.option("--data", metavar="DIR", help="Directory of the embedded stores.  [data.path, default ./data]"),
+        _DATA,
         click.option("--workers", type=int, metavar="N", help="Server processes.  [http.workers, default 1]"),
         click.option("--no-auth", is_flag=True, help="Let everybody read and write.  [auth.enforce: false]"),
-        click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error, critical.  [log.level]"),
-        click.option("--log-format", metavar="FORMAT", help="auto, json, console.  [log.format]"),
+        *_LOGS,
     )
+    return _with(options, command)
+
+
+def with_stores(command: Command) -> Command:
+    """Give ``command`` the options that say which stores it opens; it gets them as keyword arguments for `_load`."""
+    return _with((_FILE, _DATA, *_LOGS), command)
+
+
+def with_listing(command: Command) -> Command:
+    """Give ``command`` the options of a listing, ``limit`` and ``as_json``."""
+    options = (
+        click.option(
+            "--limit", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Show at most N."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs."),
+    )
+    return _with(options, command)
+
+
+def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
@@ -150,7 +199,187 @@ def schema() -> None:
     click.echo(json.dumps(config_schema(), indent=2))
 
 
-def _load(file: Path | None, no_auth: bool, **values: Any) -> "LoadedConfig":
+@cli.group(epilog=_OPERATORS_EXIT_HELP)
+def uploads() -> None:
+    """Look at multipart uploads that are not completed, and abort them."""
+
+
+@uploads.command(
+    "list",
+    epilog=_examples("tierstore uploads list --data /var/lib/tierstore", "tierstore uploads list --json | jq .bytes")
+    + _OPERATORS_HELP
+    + _OPERATORS_EXIT_HELP,
+)
+@with_listing
+@with_stores
+def list_uploads(limit: int, as_json: bool, **options: Any) -> None:
+    """Print the uploads that are not completed, the oldest first.
+
+    For each: its object and revision, its age, the parts and bytes that are stored, how often clients have tried to
+    complete it, and when it will be aborted.
+    """
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    show = _shown_as(as_json)
+    _tell_of_more(limit, _operate(options, lambda tools: operators.list_uploads(tools, limit, show)))
+
+
+@uploads.command(
+    "abort",
+    epilog=_examples("tierstore uploads abort media/objects/film/0192f0c1-3c5e-8a4b-9d2f-6b1e8c7a5d40")
+    + _OPERATORS_HELP
+    + _OPERATORS_EXIT_HELP,
+)
+@click.argument("revisions", nargs=-1, required=True, metavar="REVISION...")
+@with_stores
+def abort_uploads(revisions: Sequence[str], **options: Any) -> None:
+    """Abort uploads: their parts are removed, and their clients are told that there is no such upload.
+
+    An attempt to complete one that is under way either succeeds before that, and then nothing is aborted, or fails
+    cleanly. An object that is already there is not touched. Safe to repeat.
+    """
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    parsed = _revisions(revisions)
+    for revision in parsed:
+        if not revision.is_upload:
+            raise click.UsageError(f"{operators.name_of(revision)} is no upload; changelog settle settles it")
+
+    async def work(tools: "Tools") -> int:
+        failed = 0
+        for revision in parsed:
+            failed += _show_outcome(await operators.abort(tools, revision))
+        return failed
+
+    _check_failed(_operate(options, work))
+
+
+@cli.group(epilog=_OPERATORS_EXIT_HELP)
+def changelog() -> None:
+    """Look at the change log, the list of blobs that may have to go, and settle what is in it."""
+
+
+@changelog.command(
+    "list",
+    epilog=_examples(
+        "tierstore changelog list --limit 20", "tierstore changelog list --json | jq 'select(.age_seconds > 86400)'"
+    )
+    + _OPERATORS_HELP
+    + _OPERATORS_EXIT_HELP,
+)
+@with_listing
+@with_stores
+def list_entries(limit: int, as_json: bool, **options: Any) -> None:
+    """Print the entries of the change log, the oldest first: what each is about, why it is there, what comes next."""
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    show = _shown_as(as_json)
+    _tell_of_more(limit, _operate(options, lambda tools: operators.list_entries(tools, limit, show)))
+
+
+@changelog.command(
+    "show",
+    epilog=_examples("tierstore changelog show media/objects/film/0192f0c1-3c5e-8a4b-9d2f-6b1e8c7a5d40")
+    + _OPERATORS_HELP
+    + _OPERATORS_EXIT_HELP,
+)
+@click.argument("revision", metavar="REVISION")
+@with_stores
+def show_revision(revision: str, **options: Any) -> None:
+    """Print all that is known of one revision: its entries, the object's row, and the blob or the parts."""
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    (parsed,) = _revisions([revision])
+    for line in _operate(options, lambda tools: operators.describe(tools, parsed)):
+        click.echo(line)
+
+
+@changelog.command(
+    epilog=_examples(
+        "tierstore changelog settle media/objects/film/0192f0c1-3c5e-7a4b-9d2f-6b1e8c7a5d40",
+        "tierstore changelog settle --all-due",
+    )
+    + _OPERATORS_HELP
+    + _OPERATORS_EXIT_HELP
+)
+@click.argument("revisions", nargs=-1, metavar="[REVISION]...")
+@click.option("--all-due", is_flag=True, help="Settle everything that a sweeper would settle now.")
+@with_stores
+def settle(revisions: Sequence[str], all_due: bool, **options: Any) -> None:
+    """Settle entries now, by the steps of the sweeper.
+
+    No object is lost by it, and servers may run meanwhile. But a REVISION is settled even while the write or upload
+    that it belongs to is under way: that operation then fails cleanly, and an upload is aborted. So look at "tierstore
+    changelog show" first. What only time makes safe is left as it is: outcomes that are remembered, and entries that
+    a sweeper has, until they are due.
+    """
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    if all_due == bool(revisions):
+        raise click.UsageError("give either one REVISION or more, or --all-due")
+    parsed = _revisions(revisions)
+
+    async def work(tools: "Tools") -> int:
+        if all_due:
+            return await operators.settle_all_due(tools, _show_outcome)
+        failed = 0
+        for revision in parsed:
+            for outcome in await operators.settle(tools, revision):
+                failed += _show_outcome(outcome)
+        return failed
+
+    _check_failed(_operate(options, work))
+
+
+def _operate(options: dict[str, Any], work: Callable[["Tools"], Awaitable[T]]) -> T:
+    """Do ``work`` with the stores that ``options`` name."""
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    config = _load(**options).config
+    try:
+        return operators.run(config, work)
+    except StartupError:
+        raise
+    except TierstoreError as error:
+        raise _Failed(str(error)) from error
+
+
+def _revisions(names: Sequence[str]) -> Sequence["Revision"]:
+    from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
+
+    parsed = []
+    for name in names:
+        try:
+            parsed.append(operators.revision_of(name))
+        except InvalidRequest as error:
+            raise click.UsageError(f"{name!a} is no REVISION: {error}") from error
+    return parsed
+
+
+def _shown_as(as_json: bool) -> "Show":
+    def show(report: "UploadReport | EntryReport") -> None:
+        click.echo(json.dumps(report.fields()) if as_json else report.text())
+
+    return show
+
+
+def _show_outcome(outcome: "Outcome") -> bool:
+    """Print what became of something; return whether it failed."""
+    click.echo(f"{outcome.name}: {outcome.text}")
+    return outcome.failed
+
+
+def _tell_of_more(limit: int, more: bool) -> None:
+    if more:
+        click.echo(f"tierstore: there are more than {limit}; a larger --limit shows them", err=True)
+
+
+def _check_failed(failed: int) -> None:
+    if failed:
+        raise _Failed(f"{failed} of them could not be done, see above")
+
+
+def _load(file: Path | None, no_auth: bool = False, **values: Any) -> "LoadedConfig":
     from tierstore.config import Setting, load_config  # noqa: PLC0415  # because it takes a while, unlike --help
 
     flags = {

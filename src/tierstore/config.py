@@ -435,6 +435,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.tiering.inline_max > config.tiering.object_max:
         inline, largest = format_size(config.tiering.inline_max), format_size(config.tiering.object_max)
         yield f"tiering.inline_max: {inline} is more than tiering.object_max, {largest}"
+    if config.uploads.part_min > config.tiering.object_max:
+        part, largest = format_size(config.uploads.part_min), format_size(config.tiering.object_max)
+        yield f"uploads.part_min: {part} is more than tiering.object_max, {largest}"
     paths: dict[str, str] = {}
     for section in ("high_volume", "long_term", "change_log"):
         path = os.path.realpath(config.store_path(section) or "")

@@ -13,7 +13,7 @@ import pytest
 
 from tierstore.backends.high_volume.sqlite import SqliteHighVolume
 from tierstore.backends.long_term.filesystem import FilesystemLongTerm
-from tierstore.build import Stores, open_stores
+from tierstore.build import Stores, open_stores, open_tools
 from tierstore.changelog.sqlite import SqliteChangeLog
 from tierstore.clock import SystemClock
 from tierstore.config import Config, Setting, load_config
@@ -185,3 +185,50 @@ async def open_new(stack: AsyncExitStack, config: Config) -> Stores:
     for store in (stores.high_volume, stores.long_term, stores.changelog):
         stack.push_async_callback(store.close)
     return stores
+
+
+@pytest.mark.parametrize("store", ["high_volume", "change_log", "long_term"])
+async def test_tools_make_no_store(tmp_path: Path, store: str) -> None:
+    """An operator's command on a wrong path makes nothing there, and says what to look for."""
+    await begun(config_of(tmp_path / "data"))
+    config = config_of(tmp_path / "data", **{store: tmp_path / "wrong"})
+    with pytest.raises(StartupError, match=rf"there is no .* at {tmp_path / 'wrong'}: .*{store}\.path"):
+        await use_tools(config)
+    assert not (tmp_path / "wrong").exists()
+    with pytest.raises(StartupError, match="has a server been started on it yet"):
+        await use_tools(config_of(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_tools_do_not_make_an_empty_place_a_store(tmp_path: Path) -> None:
+    """A directory whose disk is not mounted, and an empty file, stay as they are."""
+    config = config_of(tmp_path / "data")
+    await begun(config)
+    (tmp_path / "data" / "long-term").rename(tmp_path / "elsewhere")
+    (tmp_path / "data" / "long-term").mkdir()
+    with pytest.raises(StartupError, match="is its disk mounted"):
+        await use_tools(config)
+    assert not list((tmp_path / "data" / "long-term").iterdir())
+    empty = tmp_path / "empty"
+    empty.touch()
+    with pytest.raises(StartupError, match="there is no change log"):
+        await use_tools(config_of(tmp_path / "data", change_log=empty))
+    assert empty.stat().st_size == 0
+
+
+async def test_tools_open_the_stores_of_a_server_that_runs(tmp_path: Path) -> None:
+    """Beside a server that has the stores open, tools see what it has stored, and it goes on."""
+    config = config_of(tmp_path)
+    async with opened(config) as served:
+        await served.long_term.put(REVISION, Source([b"kept"]), None)
+        async with open_tools(config) as tools:
+            assert await tools.stores.long_term.head(REVISION) is not None
+            assert await identities(tools.stores) == await identities(served)
+        assert await served.long_term.head(REVISION) is not None
+        await served.changelog.check()
+
+
+async def use_tools(config: Config) -> None:
+    """Open the tools of an operator's command, and close them."""
+    async with open_tools(config) as tools:
+        await tools.stores.changelog.check()

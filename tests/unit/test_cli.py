@@ -39,6 +39,13 @@ def test_the_version_is_the_packages() -> None:
         (("config", "show"), ["--config", "tierstore config show"]),
         (("config", "check"), ["tierstore config check --config"]),
         (("config", "schema"), ["tierstore config schema"]),
+        (("uploads",), ["abort", "list", "Exit codes"]),
+        (("uploads", "list"), ["--json", "--limit", "tierstore uploads list", "Exit codes"]),
+        (("uploads", "abort"), ["tierstore uploads abort", "Safe to repeat", "Exit codes"]),
+        (("changelog",), ["list", "settle", "show", "Exit codes"]),
+        (("changelog", "list"), ["--json", "--limit", "tierstore changelog list", "Exit codes"]),
+        (("changelog", "show"), ["tierstore changelog show", "same", "Exit codes"]),
+        (("changelog", "settle"), ["--all-due", "fails cleanly", "tierstore changelog settle", "Exit codes"]),
     ],
 )
 def test_help_helps(arguments: tuple[str, ...], words: list[str]) -> None:

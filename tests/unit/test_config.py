@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierstore.config import Config, Http, Setting, Sweeper, Tiering, config_schema, limits_from, load_config
+from tierstore.config import Config, Http, Setting, Sweeper, Tiering, Uploads, config_schema, limits_from, load_config
 from tierstore.errors import ConfigError, InvalidRequest
 from tierstore.limits import KIB, MIB, TIB, Limits
 from tierstore.types.sizes import format_size, parse_size
@@ -141,6 +141,17 @@ def test_the_environment_is_read_as_yaml_but_text_as_it_is() -> None:
         (
             "tiering: {object_max: 2 KiB}",
             "tiering.inline_max: 1 MiB is more than tiering.object_max, 2 KiB",
+        ),
+        (
+            "tiering: {object_max: 4 MiB}\nuploads: {part_min: 5 MiB}",
+            "uploads.part_min: 5 MiB is more than tiering.object_max, 4 MiB",
+        ),
+        (
+            "uploads: {retention: 0s}",
+            (
+                "uploads.retention (file DIR/tierstore.yaml): 0s is not a duration from 1s to 365d, "
+                "in seconds or such as 90s or 5m"
+            ),
         ),
         (
             "high_volume: {path: /one/place}\nchange_log: {path: /one/other/../place}",
@@ -294,10 +305,18 @@ def test_limits_follow_the_config() -> None:
     """What the config bounds is what the service enforces; the rest stays."""
     assert limits_from(Config()) == Limits()
     config = Config(
-        tiering=Tiering(inline_max=2 * KIB, object_max=3 * MIB), sweeper=Sweeper(grace=7.0, second_visit=8.0)
+        tiering=Tiering(inline_max=2 * KIB, object_max=3 * MIB),
+        sweeper=Sweeper(grace=7.0, second_visit=8.0),
+        uploads=Uploads(retention=9.0, outcome_retention=10.0, part_min=KIB),
     )
     assert limits_from(config) == Limits(
-        inline_bytes_max=2 * KIB, object_bytes_max=3 * MIB, entry_grace_seconds=7.0, sweep_second_visit_seconds=8.0
+        inline_bytes_max=2 * KIB,
+        object_bytes_max=3 * MIB,
+        entry_grace_seconds=7.0,
+        sweep_second_visit_seconds=8.0,
+        upload_retention_seconds=9.0,
+        outcome_retention_seconds=10.0,
+        part_bytes_min=KIB,
     )
 
 

@@ -1,0 +1,338 @@
+"""What operators' commands do, on the real embedded stores with a clock of the test's own."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+
+from tests.unit.test_build import config_of
+from tests.unit.types.strategies import object_ids
+from tierstore.backends.high_volume.contract import Inline
+from tierstore.build import Tools, open_stores
+from tierstore.changelog.entries import State
+from tierstore.clock import MICROS_PER_SECOND
+from tierstore.errors import InvalidRequest, NoSuchUpload, Unavailable
+from tierstore.idsource import SystemIds
+from tierstore.limits import Limits
+from tierstore.process import operators
+from tierstore.process.operators import EntryReport, UploadReport
+from tierstore.tasks import TaskOwner
+from tierstore.testing.clock import ManualClock
+from tierstore.testing.faults import FailBefore, FaultScript, FaultyChangeLog, FaultyLongTerm
+from tierstore.testing.laws.long_term import Source
+from tierstore.tiering.operations import Operations
+from tierstore.tiering.settling import Settler
+from tierstore.tiering.uploads import Uploads
+from tierstore.types.ids import ObjectId, Revision, Scope
+from tierstore.types.metadata import Metadata
+from tierstore.types.multipart import PartName, UploadId
+
+LIMITS = replace(Limits.tiny(), key_bytes_max=256)
+FILM = ObjectId("media", (Scope("org", "1"),), "a film")
+OWNER = UUID(int=9)
+
+
+@dataclass
+class Bench:
+    """Tools over stores that fail as scripted."""
+
+    tools: Tools
+    clock: ManualClock
+    script: FaultScript
+    cleanup: TaskOwner
+    shown: list[UploadReport | EntryReport] = field(default_factory=list)
+
+    async def begin(self, *parts: bytes, key: str = "a film") -> tuple[UploadId, Sequence[PartName]]:
+        """An upload with ``parts``."""
+        upload = await self.tools.uploads.initiate(replace(FILM, key=key), Metadata())
+        named = []
+        for number, part in enumerate(parts, start=1):
+            stored = await self.tools.stores.long_term.upload_part(upload, number, Source([part]), len(part), None)
+            named.append(PartName(number, stored.etag))
+        return upload, named
+
+    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+        """Complete an upload, and let what follows be done."""
+        await self.tools.uploads.complete(upload, parts)
+        assert await self.cleanup.drain(5) == 0
+
+    async def blob(self, number: int) -> Revision:
+        """A blob that a large write has left, with its entry."""
+        revision = Revision(FILM, UUID(int=number))
+        owner = UUID(int=number + 1000)
+        not_before = self.clock.now() + MICROS_PER_SECOND
+        await self.tools.stores.changelog.record(owner, new=revision, old=None, not_before=not_before)
+        await self.tools.stores.long_term.put(revision, Source([b"blob"]), None)
+        return revision
+
+    async def uploads(self, limit: int = 100) -> Sequence[UploadReport]:
+        """What a list of uploads shows."""
+        self.shown.clear()
+        await operators.list_uploads(self.tools, limit, self.shown.append)
+        return [report for report in self.shown if isinstance(report, UploadReport)]
+
+    async def entries(self, limit: int = 100) -> Sequence[EntryReport]:
+        """What a list of entries shows."""
+        self.shown.clear()
+        await operators.list_entries(self.tools, limit, self.shown.append)
+        return [report for report in self.shown if isinstance(report, EntryReport)]
+
+    async def settled(self, revision: Revision) -> list[str]:
+        """What settling a revision says."""
+        return [outcome.text for outcome in await operators.settle(self.tools, revision)]
+
+
+@asynccontextmanager
+async def bench(path: Path, limits: Limits = LIMITS) -> AsyncIterator[Bench]:
+    """Tools as `tierstore.build.open_tools` makes them, with a clock and faults."""
+    clock, ids, script, failures = ManualClock(), SystemIds(), FaultScript(), list[str]()
+    async with open_stores(config_of(path), limits, clock, ids) as opened:
+        stores = replace(
+            opened,
+            long_term=FaultyLongTerm(opened.long_term, script),
+            changelog=FaultyChangeLog(opened.changelog, script),
+        )
+        every = (stores.high_volume, stores.long_term, stores.changelog)
+        cleanup = TaskOwner(8, lambda name, _: failures.append(name))
+        operations = Operations(*every[1:], limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        settler = Settler(*every, limits=limits, clock=clock)
+        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
+        yield Bench(Tools(stores, settler, uploads, limits, clock), clock, script, cleanup)
+        assert await cleanup.drain(5) == 0
+        assert failures == []
+
+
+@given(object_ids())
+def test_names_are_inverse(object_id: ObjectId) -> None:
+    """What a command shows of a revision is what it reads back, prints on one line, and needs no quotes for spaces."""
+    revision = Revision(object_id, UUID(int=7))
+    name = operators.name_of(revision)
+    assert operators.revision_of(name) == revision
+    assert name.isprintable()
+    assert " " not in name
+
+
+@pytest.mark.parametrize("name", ["", "media", f"media/objects/%ff/{UUID(int=7)}", "media/objects/k/7"])
+def test_other_names_are_refused(name: str) -> None:
+    """What is no revision is a mistake of the command line."""
+    with pytest.raises(InvalidRequest):
+        operators.revision_of(name)
+
+
+async def test_an_upload_in_progress_is_listed(tmp_path: Path) -> None:
+    """With its age, all its parts (over several pages of them), the attempts, and the time it has left."""
+    async with bench(tmp_path) as on:
+        upload, _ = await on.begin(*[b"part"] * 7)
+        await on.tools.stores.changelog.claim(upload.revision, OWNER, old=None, not_before=0)
+        on.clock.advance(600)
+        (report,) = await on.uploads()
+        fields = report.fields()
+        assert (fields["usecase"], fields["scopes"], fields["key"]) == ("media", [["org", "1"]], "a film")
+        assert (fields["parts"], fields["bytes"], fields["stored"]) == (7, 28, "parts")
+        assert (fields["age_seconds"], fields["attempts"], fields["state"]) == (600, 1, "open")
+        name, line = report.text().splitlines()
+        assert name == f"media/org.1/objects/a%20film/{upload.revision.uuid}" == fields["revision"]
+        assert line == (
+            "    begun 10m ago, 7 parts, 28 B, 1 attempt to complete it; "
+            "an upload in progress: aborted in 50m, unless it is completed before"
+        )
+
+
+async def test_what_an_upload_holds_is_told_apart(tmp_path: Path) -> None:
+    """Assembled but not committed, nothing at all, and what a store does not tell, which hides no other upload."""
+    async with bench(tmp_path) as on:
+        assembled, parts = await on.begin(b"whole", key="assembled")
+        await on.tools.stores.long_term.complete(assembled, parts)
+        on.clock.advance(1)
+        lost, _ = await on.begin(key="nothing")
+        await on.tools.stores.long_term.abort(lost)
+        on.clock.advance(1)
+        await on.begin(b"part", key="away")
+        on.clock.advance(1)
+        await on.begin(b"part", key="fine")
+        on.script.at("long_term.list_parts", None, None, FailBefore(Unavailable("the disk is away")))
+        reports = await on.uploads()
+        assert [report.held.state for report in reports] == ["blob", "nothing", "unknown", "parts"]
+        texts = [report.text() for report in reports]
+        assert "blob of 5 B" in texts[0]
+        assert "nothing is stored" in texts[1]
+        assert "what is stored of it is unknown: the disk is away" in texts[2]
+        assert [report.fields()["bytes"] for report in reports] == [5, None, None, 4]
+
+
+async def test_lists_are_paged_and_bounded(tmp_path: Path) -> None:
+    """Every item comes once and in order over many pages; no more than the limit; whether there are more is told."""
+    async with bench(tmp_path) as on:
+        begun = [(await on.begin(key=f"k{number}"))[0].revision for number in range(2 * LIMITS.sweep_batch + 1)]
+        assert [report.entry.revision for report in await on.uploads()] == sorted(begun, key=lambda each: each.uuid)
+        assert len(await on.uploads(3)) == 3
+        assert await operators.list_uploads(on.tools, 3, on.shown.append)
+        assert not await operators.list_uploads(on.tools, len(begun), on.shown.append)
+        blob = await on.blob(1)
+        assert len(await on.uploads()) == len(begun), "other entries are no uploads"
+        assert {report.entry.revision for report in await on.entries()} == {*begun, blob}
+
+
+async def test_reasons_follow_an_upload_through_its_life(tmp_path: Path) -> None:
+    """The words change with the state: in progress, being settled, aborted, completed."""
+    async with bench(tmp_path) as on:
+        upload, _ = await on.begin(b"x" * 100)
+        completed, its_parts = await on.begin(b"y" * 100, key="other")
+        await on.complete(completed, its_parts)
+        on.clock.advance(1)
+        (own,) = await on.tools.stores.changelog.find(upload.revision)
+        condemned = await on.tools.stores.changelog.condemn(own, on.clock.now() + MICROS_PER_SECOND)
+        assert condemned is not None
+        assert "a sweeper is settling it" in operators.reason(condemned, on.clock.now())
+        assert (await on.uploads())[0].fields()["attempts"] is None
+        on.clock.advance(2)
+        assert "another goes on at the next sweep" in operators.reason(condemned, on.clock.now())
+        assert await on.settled(upload.revision) == [
+            "deleted: no object has this blob; the entry stays for a second look"
+        ]
+        reasons = {report.entry.state: report.fields()["reason"] for report in await on.entries()}
+        assert reasons[State.CONDEMNED].startswith("given up, and its blob was deleted")
+        assert reasons[State.DONE].startswith("an upload that was completed: remembered for clients that ask again")
+
+
+async def test_reasons_of_writes(tmp_path: Path) -> None:
+    """A large write and the blob that it replaces have reasons of their own."""
+    async with bench(tmp_path) as on:
+        new = await on.blob(1)
+        old = Revision(FILM, UUID(int=2))
+        await on.tools.stores.changelog.record(OWNER, new=None, old=old, not_before=on.clock.now() - 1)
+        by_revision = {report.entry.revision: report for report in await on.entries()}
+        assert "a large write that is under way or was cut off: settled in 1s" in by_revision[new].text()
+        assert "a blob that is being replaced or deleted: settled at the next sweep" in by_revision[old].text()
+        assert (by_revision[new].fields()["bytes"], by_revision[old].fields()["bytes"]) == (4, None)
+        assert f"owner {OWNER}" in by_revision[old].text()
+
+
+async def test_abort_ends_an_upload(tmp_path: Path) -> None:
+    """Its parts have gone, it can no longer be completed, and a repetition says the same."""
+    async with bench(tmp_path) as on:
+        upload, parts = await on.begin(b"part")
+        for _ in range(2):
+            outcome = await operators.abort(on.tools, upload.revision)
+            assert (outcome.failed, outcome.text) == (False, "aborted; its parts have been removed")
+        assert not list(tmp_path.rglob("*.parts"))
+        with pytest.raises(NoSuchUpload):
+            await on.complete(upload, parts)
+
+
+async def test_abort_does_not_touch_an_object(tmp_path: Path) -> None:
+    """A completed upload is not aborted, its object stays; nor is one that was never begun."""
+    async with bench(tmp_path) as on:
+        upload, parts = await on.begin(b"x" * 100)
+        await on.complete(upload, parts)
+        for revision in (upload.revision, Revision(FILM, SystemIds().upload_uuid())):
+            assert (await operators.abort(on.tools, revision)).failed
+        assert await on.tools.stores.long_term.head(upload.revision) is not None
+
+
+async def test_settle_deletes_what_no_row_points_to(tmp_path: Path) -> None:
+    """An open entry is settled before its time; its second look is not hurried, or its blob could be forgotten."""
+    async with bench(tmp_path) as on:
+        revision = await on.blob(1)
+        assert await on.settled(revision) == ["deleted: no object has this blob; the entry stays for a second look"]
+        assert await on.tools.stores.long_term.head(revision) is None
+        await on.tools.stores.long_term.put(revision, Source([b"late"]), None)  # a writer that was still at it
+        (text,) = await on.settled(revision)
+        assert text.startswith("left as it is: given up, and its blob was deleted")
+        on.clock.advance(LIMITS.operation_deadline_seconds + LIMITS.sweep_second_visit_seconds + 1)
+        assert (await on.settled(revision))[0].startswith("deleted")
+        on.clock.advance(LIMITS.sweep_second_visit_seconds + 1)
+        assert await on.settled(revision) == ["forgotten: there was nothing left to settle"]
+        (unknown,) = await operators.settle(on.tools, revision)
+        assert (unknown.failed, unknown.text) == (True, "the change log has no entry of it")
+
+
+async def test_settle_keeps_what_a_client_may_ask_for(tmp_path: Path) -> None:
+    """An outcome is remembered for as long as it should be, whatever an operator settles: a retry gets the truth."""
+    async with bench(tmp_path) as on:
+        upload, parts = await on.begin(b"x" * 100)
+        await on.complete(upload, parts)
+        (text,) = await on.settled(upload.revision)
+        assert text.startswith("left as it is: an upload that was completed")
+        await on.tools.stores.high_volume.put_inline(FILM, Inline(b"", b"other"), None)
+        await on.complete(upload, parts)
+
+
+async def test_settle_keeps_the_blob_of_an_object(tmp_path: Path) -> None:
+    """An entry whose blob the row points to goes, and the blob stays."""
+    async with bench(tmp_path) as on:
+        upload, parts = await on.begin(b"x" * 100)
+        await on.complete(upload, parts)
+        not_before = on.clock.now() + MICROS_PER_SECOND
+        await on.tools.stores.changelog.record(OWNER, new=None, old=upload.revision, not_before=not_before)
+        assert "kept: the object has this blob; the entry was forgotten" in await on.settled(upload.revision)
+        assert await on.tools.stores.long_term.head(upload.revision) is not None
+
+
+async def test_settle_all_due_settles_what_is_due(tmp_path: Path) -> None:
+    """Over several batches, each entry once; what is not due is left alone; a failure is counted, and hides none."""
+    async with bench(tmp_path) as on:
+        due = [await on.blob(number) for number in range(1, 2 * LIMITS.sweep_batch + 2)]
+        on.clock.advance(2)
+        later = await on.blob(100)
+        outcomes: list[operators.Outcome] = []
+        on.script.at("long_term.delete", FailBefore(Unavailable("the disk is away")))
+        assert await operators.settle_all_due(on.tools, outcomes.append) == 1
+        assert len(outcomes) == len(due)
+        assert [outcome.text for outcome in outcomes if outcome.failed] == ["the disk is away"]
+        left = [revision for revision in due if await on.tools.stores.long_term.head(revision) is not None]
+        assert len(left) == 1
+        assert await on.tools.stores.long_term.head(later) is not None
+        on.clock.advance(-10)
+        assert await operators.settle_all_due(on.tools, outcomes.append) == 0
+
+
+async def test_settle_all_due_ends_when_nothing_moves(tmp_path: Path) -> None:
+    """A log whose entries cannot be settled is gone through once, not for ever."""
+    async with bench(tmp_path) as on:
+        for number in range(LIMITS.sweep_batch):
+            await on.blob(number)
+        on.clock.advance(2)
+        failures = [FailBefore(Unavailable("away"))] * LIMITS.sweep_batch
+        on.script.at("changelog.condemn", *failures)
+        assert await operators.settle_all_due(on.tools, lambda _: None) == LIMITS.sweep_batch
+
+
+async def test_everything_about_a_revision(tmp_path: Path) -> None:
+    """The row in each of its states, the blob, and the entries, without anything of the payload or the metadata."""
+    async with bench(tmp_path) as on:
+        upload, parts = await on.begin(b"secret" * 20)
+        revision, high_volume = upload.revision, on.tools.stores.high_volume
+
+        async def described() -> str:
+            return "\n".join(await operators.describe(on.tools, revision))
+
+        assert "row: none, there is no such object" in await described()
+        assert "1 part, 120 B" in await described()
+        assert "change log: its upload" in await described()
+        await on.tools.stores.changelog.record(OWNER, new=revision, old=None, not_before=0)
+        assert f"change log: operation {OWNER}" in await described()
+        await high_volume.put_inline(FILM, Inline(b"", b"secret"), on.clock.now() + 1)
+        assert "holds a small object, and points to no blob, expires 2" in await described()
+        on.clock.advance(1)
+        assert "points to no blob, expired 2" in await described()
+        await on.complete(upload, parts)
+        assert "row: points to this revision" in await described()
+        assert "blob of 120 B" in await described()
+        other, its_parts = await on.begin(b"other" * 20)
+        await on.complete(other, its_parts)
+        assert f"points to another revision, {other.revision.uuid}" in await described()
+        assert "secret" not in await described()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (5 << 40, "5 TiB"), (1 << 60, "1.049e+06 TiB")],
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    """A few digits, and the unit that makes them few."""
+    assert operators.Held(None, size).text() == f"blob of {text}"
