@@ -57,6 +57,45 @@ class Stores:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiering:
+    """The tiering layer over one set of stores."""
+
+    committer: Committer
+    settler: Settler
+    uploads: Uploads
+    store: TieredStore
+    sweeper: Sweeper
+
+
+def build_tiering(stores: Stores, *, limits: Limits, clock: Clock, ids: IdSource, cleanup: TaskOwner) -> Tiering:
+    """Build the tiering layer of one process; ``cleanup`` owns what it does off its callers' paths."""
+    every = (stores.high_volume, stores.long_term, stores.changelog)
+    operations = Operations(stores.long_term, stores.changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+    committer = Committer(*every, operations, limits=limits, clock=clock, ids=ids)
+    settler = Settler(*every, limits=limits, clock=clock)
+    return Tiering(
+        committer=committer,
+        settler=settler,
+        uploads=Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids),
+        store=TieredStore(stores.high_volume, stores.long_term, committer, limits=limits, clock=clock, cleanup=cleanup),
+        sweeper=Sweeper(*every, committer, settler, limits=limits, clock=clock, ids=ids),
+    )
+
+
+def build_service(tiering: Tiering, stores: Stores, *, ids: IdSource, mutations: TaskOwner) -> ObjectService:
+    """Build the service over the tiering layer; ``mutations`` owns what must outlive its callers."""
+    return ObjectService(
+        tiering.store,
+        tiering.uploads,
+        stores.high_volume,
+        stores.long_term,
+        stores.changelog,
+        ids=ids,
+        mutations=mutations,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Tools:
     """What operators' commands work with, open."""
 
@@ -151,14 +190,9 @@ async def open_tools(config: Config) -> AsyncIterator[Tools]:
     limits, clock, ids = limits_from(config), SystemClock(), SystemIds()
     async with open_stores(config, limits, clock, ids) as stores:
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
-        every = (stores.high_volume, stores.long_term, stores.changelog)
-        operations = Operations(
-            stores.long_term, stores.changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup
-        )
-        settler = Settler(*every, limits=limits, clock=clock)
-        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
+        tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
         try:
-            yield Tools(stores, settler, uploads, limits, clock)
+            yield Tools(stores, tiering.settler, tiering.uploads, limits, clock)
         finally:
             await _drain((("cleanup", cleanup),), max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN))
 
@@ -263,16 +297,9 @@ async def _open_served(
         mutations = TaskOwner(limits.mutations_max, _report_failure)
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         periodic = TaskOwner(1, _report_failure)
-        high_volume, long_term, changelog = stores.high_volume, stores.long_term, stores.changelog
-        operations = Operations(long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
-        every = (high_volume, long_term, changelog)
-        committer = Committer(*every, operations, limits=limits, clock=clock, ids=ids)
-        settler = Settler(*every, limits=limits, clock=clock)
-        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
-        store = TieredStore(high_volume, long_term, committer, limits=limits, clock=clock, cleanup=cleanup)
-        sweeper = Sweeper(*every, committer, settler, limits=limits, clock=clock, ids=ids)
-        service = ObjectService(store, uploads, *every, ids=ids, mutations=mutations)
-        periodic.spawn("sweeper", sweeper.run(config.sweeper.period))
+        tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        service = build_service(tiering, stores, ids=ids, mutations=mutations)
+        periodic.spawn("sweeper", tiering.sweeper.run(config.sweeper.period))
         try:
             yield Served(service=service, gate=Gate(enforce=config.auth.enforce))
         finally:

@@ -15,20 +15,15 @@ from tierstore.admission.gate import Gate
 from tierstore.backends.high_volume.memory import MemoryHighVolume, MemoryRows
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm
+from tierstore.build import Stores, build_service, build_tiering
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.clock import Clock, SystemClock
 from tierstore.http.app import HttpSettings, Served, create_app
 from tierstore.http.connection import BoundedConnection
 from tierstore.idsource import SystemIds
 from tierstore.limits import KIB, MIB, Limits
-from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
-from tierstore.tiering.commit import Committer
-from tierstore.tiering.operations import Operations
-from tierstore.tiering.settling import Settler
-from tierstore.tiering.tiered import TieredStore
-from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import Revision
 from tierstore.types.ranges import Span
 
@@ -149,13 +144,9 @@ async def running(
     async def open_served() -> AsyncIterator[Served]:
         high_volume = FaultyHighVolume(MemoryHighVolume(MemoryRows(), clock=clock, ids=ids), script)
         changelog = FaultyChangeLog(MemoryChangeLog(MemoryEntries(), clock=clock), script)
-        stores = (high_volume, long_term, changelog)
-        operations = Operations(long_term, changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
-        committer = Committer(*stores, operations, limits=limits, clock=clock, ids=ids)
-        store = TieredStore(high_volume, long_term, committer, limits=limits, clock=clock, cleanup=cleanup)
-        settler = Settler(*stores, limits=limits, clock=clock)
-        uploads = Uploads(*stores, operations, settler, limits=limits, clock=clock, ids=ids)
-        service = ObjectService(store, uploads, *stores, ids=ids, mutations=mutations)
+        stores = Stores(high_volume, long_term, changelog)
+        tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        service = build_service(tiering, stores, ids=ids, mutations=mutations)
         yield Served(service, Gate(enforce=enforce))
         await mutations.drain(5)
         await cleanup.drain(5)

@@ -12,7 +12,7 @@ from hypothesis import given
 from tests.unit.test_build import config_of
 from tests.unit.types.strategies import object_ids
 from tierstore.backends.high_volume.contract import Inline
-from tierstore.build import Tools, open_stores
+from tierstore.build import Tools, build_tiering, open_stores
 from tierstore.changelog.entries import State
 from tierstore.clock import MICROS_PER_SECOND
 from tierstore.errors import InvalidRequest, NoSuchUpload, Unavailable
@@ -24,9 +24,6 @@ from tierstore.tasks import TaskOwner
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.faults import FailBefore, FaultScript, FaultyChangeLog, FaultyLongTerm
 from tierstore.testing.laws.long_term import Source
-from tierstore.tiering.operations import Operations
-from tierstore.tiering.settling import Settler
-from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import PartName, UploadId
@@ -96,12 +93,9 @@ async def bench(path: Path, limits: Limits = LIMITS) -> AsyncIterator[Bench]:
             long_term=FaultyLongTerm(opened.long_term, script),
             changelog=FaultyChangeLog(opened.changelog, script),
         )
-        every = (stores.high_volume, stores.long_term, stores.changelog)
         cleanup = TaskOwner(8, lambda name, _: failures.append(name))
-        operations = Operations(*every[1:], limits=limits, clock=clock, ids=ids, cleanup=cleanup)
-        settler = Settler(*every, limits=limits, clock=clock)
-        uploads = Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids)
-        yield Bench(Tools(stores, settler, uploads, limits, clock), clock, script, cleanup)
+        tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
+        yield Bench(Tools(stores, tiering.settler, tiering.uploads, limits, clock), clock, script, cleanup)
         assert await cleanup.drain(5) == 0
         assert failures == []
 

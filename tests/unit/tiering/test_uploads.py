@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, object_id, open_world
 from tierstore.backends.long_term.memory import Repeats
+from tierstore.build import Stores, build_tiering
 from tierstore.changelog.entries import State
 from tierstore.clock import MICROS_PER_SECOND
 from tierstore.errors import GivenUp, InvalidPart, InvalidPartOrder, NoSuchUpload, OutcomeUnknown, Unavailable
@@ -79,16 +80,9 @@ async def _sweep_due(world: World) -> None:
 
 def _another_instance(world: World, seed: int) -> Uploads:
     """Another process's uploads over the same stores."""
-    return Uploads(
-        world.high_volume,
-        world.long_term,
-        world.changelog,
-        world.operations,
-        world.settler,
-        limits=world.limits,
-        clock=world.clock,
-        ids=SeededIds(seed),
-    )
+    stores = Stores(world.high_volume, world.long_term, world.changelog)
+    ids = SeededIds(seed)
+    return build_tiering(stores, limits=world.limits, clock=world.clock, ids=ids, cleanup=world.cleanup).uploads
 
 
 @pytest.mark.parametrize("expiration", [TimeToLive(60), TimeToIdle(60)])

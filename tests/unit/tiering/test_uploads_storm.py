@@ -12,6 +12,7 @@ import pytest
 from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id
 from tierstore.backends.high_volume.contract import HighVolumeBackend, RowHead, Tombstone
 from tierstore.backends.long_term.memory import Repeats
+from tierstore.build import Stores, build_tiering
 from tierstore.changelog.entries import State
 from tierstore.clock import UnixMicros
 from tierstore.errors import NoSuchUpload, OutcomeUnknown, TierstoreError, Unavailable
@@ -30,10 +31,6 @@ from tierstore.testing.faults import (
     LoseReply,
 )
 from tierstore.testing.ids import SeededIds
-from tierstore.tiering.commit import Committer
-from tierstore.tiering.operations import Operations
-from tierstore.tiering.settling import Settler
-from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import ObjectId
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import PartName
@@ -97,18 +94,15 @@ class Instance:
     def __init__(self, world: World, high_volume: HighVolumeBackend, random: Random, probability: float) -> None:
         self.script = RandomFaults(random, probability)
         self.cleanup = TaskOwner(world.limits.background_tasks_max, lambda _name, _error: None)
-        stores = (
+        stores = Stores(
             FaultyHighVolume(high_volume, self.script),
             FaultyLongTerm(world.raw_long_term, self.script),
             FaultyChangeLog(world.raw_changelog, self.script),
         )
+        self.changelog = stores.changelog
         ids = SeededIds(random.getrandbits(64))
-        limits, clock = world.limits, world.clock
-        self.changelog = stores[2]
-        operations = Operations(stores[1], stores[2], limits=limits, clock=clock, ids=ids, cleanup=self.cleanup)
-        self.committer = Committer(*stores, operations, limits=limits, clock=clock, ids=ids)
-        self.settler = Settler(*stores, limits=limits, clock=clock)
-        self.uploads = Uploads(*stores, operations, self.settler, limits=limits, clock=clock, ids=ids)
+        tiering = build_tiering(stores, limits=world.limits, clock=world.clock, ids=ids, cleanup=self.cleanup)
+        self.committer, self.settler, self.uploads = tiering.committer, tiering.settler, tiering.uploads
 
 
 class Storm:

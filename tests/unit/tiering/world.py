@@ -9,6 +9,7 @@ from tierstore.backends.high_volume.contract import Tombstone
 from tierstore.backends.high_volume.memory import MemoryHighVolume, MemoryRows
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm, Repeats
+from tierstore.build import Stores, build_tiering
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.errors import ObjectNotFound
 from tierstore.limits import Limits
@@ -16,13 +17,7 @@ from tierstore.tasks import TaskOwner
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
 from tierstore.testing.ids import SeededIds
-from tierstore.tiering.commit import Committer
 from tierstore.tiering.objects import OpenObject
-from tierstore.tiering.operations import Operations
-from tierstore.tiering.settling import Settler
-from tierstore.tiering.sweeper import Sweeper
-from tierstore.tiering.tiered import TieredStore
-from tierstore.tiering.uploads import Uploads
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.metadata import Expiration, Manual, Metadata
 from tierstore.types.multipart import PartName, UploadId
@@ -83,17 +78,10 @@ class World:
         self.changelog = FaultyChangeLog(self.raw_changelog, self.script)
         self.failures: list[tuple[str, BaseException]] = []
         self.cleanup = TaskOwner(limits.background_tasks_max, lambda name, error: self.failures.append((name, error)))
-        self.operations = Operations(
-            self.long_term, self.changelog, limits=limits, clock=self.clock, ids=self.ids, cleanup=self.cleanup
-        )
-        stores = (self.high_volume, self.long_term, self.changelog)
-        self.committer = Committer(*stores, self.operations, limits=limits, clock=self.clock, ids=self.ids)
-        self.settler = Settler(*stores, limits=limits, clock=self.clock)
-        self.uploads = Uploads(*stores, self.operations, self.settler, limits=limits, clock=self.clock, ids=self.ids)
-        self.store = TieredStore(
-            self.high_volume, self.long_term, self.committer, limits=limits, clock=self.clock, cleanup=self.cleanup
-        )
-        self.sweeper = Sweeper(*stores, self.committer, self.settler, limits=limits, clock=self.clock, ids=self.ids)
+        stores = Stores(self.high_volume, self.long_term, self.changelog)
+        tiering = build_tiering(stores, limits=limits, clock=self.clock, ids=self.ids, cleanup=self.cleanup)
+        self.committer, self.settler, self.uploads = tiering.committer, tiering.settler, tiering.uploads
+        self.store, self.sweeper = tiering.store, tiering.sweeper
 
     async def put(self, key: str, payload: bytes, expiration: Expiration | None = None) -> Tier:
         """Store ``payload`` under ``key``."""
