@@ -8,6 +8,9 @@ PORT :=
 DATA := data
 WORKERS :=
 UPGRADE :=
+SEED :=
+SEEDS := 500
+MINUTES := 20
 ARGS :=
 
 VENV := .venv
@@ -55,14 +58,14 @@ format: $(DEV) ## write the format, and what the linter can mend by itself
 	@$(PY) -m ruff check --quiet --fix-only .
 	@$(PY) -m ruff format --quiet .
 
-bench: $(DEV) ## CPU time of each operation beside peers, in about a minute
+bench: $(DEV) ## CPU time of each operation beside peers, in about a minute; ARGS=complete, ARGS=memory, ARGS=--help
 	@$(PY) -m bench $(ARGS)
 
-sim: ## the deterministic simulation (not built yet)
-	@echo "make sim: the deterministic simulation is not built yet." >&2; exit 1
+sim: $(DEV) ## the deterministic simulation: SEED=17 for one seed, else SEEDS=500; ARGS=--help
+	@$(PY) -m tierstore.testing.simulation $(if $(SEED),--seed "$(SEED)",--seeds "$(SEEDS)") $(ARGS)
 
-soak: ## the long run under load and faults (not built yet)
-	@echo "make soak: the long run under load and faults is not built yet." >&2; exit 1
+soak: $(DEV) ## the long hunt: simulation, killed processes, power loss and fuzzers, MINUTES=20 side by side; SEED=17
+	@$(PY) -m tests.soak --minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)") $(ARGS) </dev/null
 
 lock: $(DEV) ## make the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) pyproject.toml -o requirements.lock

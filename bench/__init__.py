@@ -1,1 +1,1 @@
-"""The benchmark: what each operation costs the server in CPU time, beside peers in the same run."""
+"""The benchmark: CPU time of each operation beside peers, completing beside copying, and the peak of memory."""

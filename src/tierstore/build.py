@@ -82,7 +82,9 @@ def build_tiering(stores: Stores, *, limits: Limits, clock: Clock, ids: IdSource
     )
 
 
-def build_service(tiering: Tiering, stores: Stores, *, ids: IdSource, mutations: TaskOwner) -> ObjectService:
+def build_service(
+    tiering: Tiering, stores: Stores, *, limits: Limits, ids: IdSource, mutations: TaskOwner
+) -> ObjectService:
     """Build the service over the tiering layer; ``mutations`` owns what must outlive its callers."""
     return ObjectService(
         tiering.store,
@@ -90,6 +92,7 @@ def build_service(tiering: Tiering, stores: Stores, *, ids: IdSource, mutations:
         stores.high_volume,
         stores.long_term,
         stores.changelog,
+        limits=limits,
         ids=ids,
         mutations=mutations,
     )
@@ -298,7 +301,7 @@ async def _open_served(
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         periodic = TaskOwner(1, _report_failure)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
-        service = build_service(tiering, stores, ids=ids, mutations=mutations)
+        service = build_service(tiering, stores, limits=limits, ids=ids, mutations=mutations)
         periodic.spawn("sweeper", tiering.sweeper.run(config.sweeper.period))
         try:
             yield Served(service=service, gate=Gate(enforce=config.auth.enforce))

@@ -310,8 +310,8 @@ def settle(revisions: Sequence[str], all_due: bool, **options: Any) -> None:
 
     No object is lost by it, and servers may run meanwhile. But a REVISION is settled even while the write or upload
     that it belongs to is under way: that operation then fails cleanly, and an upload is aborted. So look at "tierstore
-    changelog show" first. What only time makes safe is left as it is: outcomes that are remembered, and entries that
-    a sweeper has, until they are due.
+    changelog show" first. What only time makes safe is left as it is: outcomes that are remembered, and entries whose
+    blob was deleted, until they are due.
     """
     from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
 

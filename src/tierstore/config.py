@@ -32,7 +32,7 @@ from tierstore.types.sizes import SIZE_PATTERN, format_size, parse_size
 
 ENVIRONMENT_PREFIX = "TIERSTORE__"
 
-_NO_CONTROLS = r"^(?![\s\S]*[\x00-\x1f\ud800-\udfff])"
+_NO_CONTROLS = r"^(?![\s\S]*[\x00-\x1f\x7f-\x9f\ud800-\udfff])"
 """Neither control characters nor bytes that are not UTF-8. A lookahead: ``$`` would let a last newline pass."""
 
 
@@ -252,7 +252,7 @@ class LoadedConfig:
             for name, value in values.items():
                 key = f"{section.name}.{name}"
                 if name == "path" and not value:  # written out, it would no longer follow data.path
-                    lines.append(f"  # path: {self.config.store_path(section.name)}  # below data.path")
+                    lines.append(f"  # path: {_printable(self.config.store_path(section.name))}  # below data.path")
                     continue
                 written = yaml.safe_dump({name: _KEYS[key].written(value)}, allow_unicode=True, width=math.inf).rstrip(
                     "\n"
@@ -402,6 +402,11 @@ def _shown(value: object) -> str:
         return "this number"  # it has more digits than Python prints
 
 
+def _printable(path: Path | None) -> str:
+    """``path`` on one line, for a comment or a message: YAML breaks lines at more characters than one."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
 def _suggestion(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
@@ -479,10 +484,13 @@ def _parse_yaml(text: str) -> object:
         raise ValueError(f"is not YAML: {error}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # What the library raises for a scalar that its tag does not fit, such as `!!int ''` or `!!timestamp x`.
+        raise ValueError("a value is none of the type that its tag says") from error
 
 
 def _read_file(file: Path, problems: list[str]) -> Iterator[tuple[str, Setting]]:
-    origin = f"file {str(file) if str(file).isprintable() else ascii(str(file))}"
+    origin = f"file {_printable(file)}"
     try:
         sections = _parse_yaml(_file_text(file))
     except OSError as error:

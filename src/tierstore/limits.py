@@ -65,12 +65,17 @@ class Limits:
     """Bytes of the list of parts that completes an upload."""
     complete_keep_alive_seconds: float = 1.0
     """While an upload is being completed, its client is sent a space this often."""
+    complete_overtime_seconds_max: float = 60.0
+    """How long it is kept waiting beyond ``operation_deadline``, for the steps that look at the time by themselves."""
     complete_wait_seconds_max: float = 5.0
     """How long an attempt to complete an upload waits for a sweeper that is settling it; then it asks for a retry."""
     complete_poll_seconds: float = 0.05
     """How often it looks meanwhile."""
+    upload_attempts_max: int = 16
+    """Attempts to complete one upload that a process has under way; more are refused as busy."""
     upload_lock_wait_seconds_max: float = 30.0
-    """How long an operation waits for others that hold the same upload of the filesystem's store."""
+    """How long an operation waits for others, of its own process too, that hold the same upload of the filesystem's
+    store."""
     upload_retention_seconds: float = 7 * 86_400.0
     """An upload that nobody has completed is aborted this long after it began."""
     outcome_retention_seconds: float = 7 * 86_400.0
@@ -98,7 +103,7 @@ class Limits:
     # Sweeper
     entry_grace_seconds: float = 6 * 3600.0
     """How long a sweeper leaves an operation's entries alone. Any value is safe; a short one may fail slow writes."""
-    sweep_lease_seconds: float = 300.0
+    sweep_lease_seconds: float = 30.0
     """How long an entry that a sweeper has condemned is left to it by the others."""
     sweep_second_visit_seconds: float = 300.0
     """After this a sweeper looks again whether what it deleted has stayed away, and only then forgets the entry."""
@@ -108,6 +113,9 @@ class Limits:
     # Work
     mutations_max: int = 4096
     """Mutations under way, those included whose callers have gone; more are refused as busy."""
+    left_completions_max: int = 64
+    """Completions of uploads that go on although their callers have gone; while there are so many, no more are taken.
+    Few, because each holds its list of parts, and because ``mutations_max`` is everybody's."""
     database_queue_max: int = 4096
     """Operations waiting for one embedded database; more are refused as busy."""
     database_batch_max: int = 256
@@ -153,6 +161,7 @@ class Limits:
             part_bytes_max=32 * KIB,
             parts_listed_max=3,
             complete_keep_alive_seconds=0.05,
+            complete_overtime_seconds_max=1.0,
             complete_wait_seconds_max=1.0,
             upload_lock_wait_seconds_max=5.0,
             upload_retention_seconds=3600.0,

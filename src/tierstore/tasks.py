@@ -22,7 +22,8 @@ class TaskOwner:
     def __init__(self, tasks_max: int, report: Callable[[str, BaseException], None]) -> None:
         self._tasks_max = tasks_max
         self._report = report
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they were started, which is that in which they are cancelled: the same in every run."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -35,21 +36,23 @@ class TaskOwner:
     def run(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start ``work`` as a task; the caller awaits it, or calls `disown`."""
         task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
         """Start ``work`` as a task nobody awaits; if it raises, the exception is reported."""
         self.disown(self.run(name, work))
 
-    def disown(self, task: asyncio.Task[Any]) -> None:
-        """Nobody awaits ``task`` any more: if it raises, the exception is reported."""
-        task.add_done_callback(self._report_failure)
+    def disown(self, task: asyncio.Task[Any], *passed_over: type[BaseException]) -> None:
+        """Nobody awaits ``task`` any more: if it raises, the exception is reported, unless it is one of these."""
 
-    def _report_failure(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._report(task.get_name(), error)
+        def report(ended: asyncio.Task[Any]) -> None:
+            if ended.cancelled() or (error := ended.exception()) is None or isinstance(error, passed_over):
+                return
+            self._report(ended.get_name(), error)
+
+        task.add_done_callback(report)
 
     async def drain(self, seconds: float) -> int:
         """Wait until no task is left, for at most ``seconds``; cancel the rest and return how many that were.

@@ -40,8 +40,11 @@ upload_part_bytes = Histogram("tierstore_upload_part_bytes", "Sizes of parts tha
 upload_completes = Counter(
     "tierstore_upload_completes", "Attempts to complete a multipart upload, by what their client was told.", ["outcome"]
 )
-upload_attempts = Histogram(
-    "tierstore_upload_attempts", "How often a multipart upload was claimed until it was committed.", buckets=_OPERATIONS
+upload_claims = Histogram(
+    "tierstore_upload_claims",
+    "How often a multipart upload was claimed until it was committed, by all attempts together; one that lost a race "
+    "claims again.",
+    buckets=_OPERATIONS,
 )
 upload_aborts = Counter(
     "tierstore_upload_aborts",

@@ -2,13 +2,16 @@
 
 import asyncio
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
 from tierstore.backends.high_volume.contract import Tombstone
-from tierstore.build import open_stores
+from tierstore.backends.long_term.blob_file import read_header
+from tierstore.backends.long_term.store_directory import part_name, part_numbers, upload_beside
+from tierstore.build import Stores, open_stores
 from tierstore.clock import SystemClock
 from tierstore.config import Setting, load_config
 from tierstore.idsource import SystemIds
@@ -17,6 +20,7 @@ from tierstore.testing.server import ServerProcess
 from tierstore.types.ids import Revision
 
 _ROWS_MAX = 100_000
+_LEAF = re.compile(r"[0-9a-f]{3}")
 
 PROMPT_SWEEPER = {
     "sweeper": {"grace": 0, "second_visit": 0, "period": 1},
@@ -32,36 +36,77 @@ class Remains:
     blobs: set[Revision]
     referenced: set[Revision]
     """Revisions that rows point to."""
+    logged: set[Revision]
+    """Revisions that are in the change log."""
     entries: int
-    """In the change log."""
-    files: int
-    """In the directories of the long-term store that hold blobs and unfinished ones."""
+    """In the change log, without those of uploads that are in progress, or done and remembered."""
+    uploads: int
+    """Uploads in progress."""
+    strays: set[str]
+    """What is below the directory of the long-term store and part of neither a blob nor the store itself."""
+
+    def check_recoverable(self) -> None:
+        """What is true at any instant, also at that of a crash: no reference dangles, and no blob is forgotten."""
+        assert self.referenced - self.blobs == set(), "dangling tombstones"
+        assert self.blobs - self.referenced - self.logged == set(), "orphans that nobody knows of"
 
     def check_settled(self) -> None:
         """Every blob is referenced, every reference has its blob, nothing else is left."""
         assert self.blobs - self.referenced == set(), "orphans"
         assert self.referenced - self.blobs == set(), "dangling tombstones"
         assert self.entries == 0, "the change log is not empty"
-        assert self.files == len(self.blobs), "files that are no blobs"
+        assert self.uploads == 0, "uploads are in progress"
+        assert self.strays == set(), "files or directories that are no part of a blob"
 
 
 async def remains(data: Path) -> Remains:
-    """Open the stores below ``data``, whose server has ended, and look."""
+    """Open the stores below ``data``, whose server has ended, and look; read every blob that a row points to."""
     config = load_config(None, {}, {"data.path": Setting(str(data), "test")}).config
-    files = sum(path.is_file() for part in ("blobs", "tmp") for path in (data / "long-term" / part).rglob("*"))
+    strays = _strays(data / "long-term")  # before the stores are opened, which makes a directory
     async with open_stores(config, Limits(), SystemClock(), SystemIds()) as stores:
         rows = await stores.high_volume.scan("", None, _ROWS_MAX)
-        blobs = await stores.long_term.list("", None, _ROWS_MAX)
+        blobs = {blob.revision for blob in await stores.long_term.list("", None, _ROWS_MAX)}
+        referenced = {
+            Revision(found.object_id, found.row.content.revision)
+            for found in rows
+            if isinstance(found.row.content, Tombstone)
+        }
+        for revision in referenced & blobs:
+            await _read_whole(stores, revision)
+        backlog = await stores.changelog.backlog()
         return Remains(
-            blobs={blob.revision for blob in blobs},
-            referenced={
-                Revision(found.object_id, found.row.content.revision)
-                for found in rows
-                if isinstance(found.row.content, Tombstone)
-            },
-            entries=(await stores.changelog.backlog()).entries,
-            files=files,
+            blobs=blobs,
+            referenced=referenced,
+            logged={entry.revision for entry in await stores.changelog.list(None, _ROWS_MAX)},
+            entries=backlog.entries,
+            uploads=backlog.uploads,
+            strays=strays,
         )
+
+
+async def _read_whole(stores: Stores, revision: Revision) -> None:
+    """Read a blob to its end, which verifies it."""
+    stream = await stores.long_term.get(revision)
+    assert stream is not None, f"{revision.storage_path} is listed, but not there"
+    try:
+        assert sum([len(chunk) async for chunk in stream]) == stream.size
+    finally:
+        await stream.aclose()
+
+
+def _strays(root: Path) -> set[str]:
+    """What is below ``root``, by its relative path, and belongs neither to the store nor to a blob."""
+    known = {root / name for name in ("format", "identity", "lock", "blobs", "tmp")}
+    known |= {leaf for leaf in (root / "blobs").iterdir() if _LEAF.fullmatch(leaf.name)}
+    for file in (root / "blobs").glob("*/*.blob"):
+        known.add(file)
+        header = read_header(file)
+        directory = upload_beside(file)
+        numbers = part_numbers(directory)
+        # That those in the blob's table are among them is found out by reading it.
+        if header is not None and header.parts and header.parts == len(numbers):
+            known |= {directory, directory / "upload", *(directory / part_name(number) for number in numbers)}
+    return {str(path.relative_to(root)) for path in root.rglob("*")} - {str(path.relative_to(root)) for path in known}
 
 
 async def put(http: aiohttp.ClientSession, path: str, payload: bytes) -> int:
@@ -81,10 +126,26 @@ async def until_log_is_empty(http: aiohttp.ClientSession) -> None:
     """Wait until the sweeper of a server has settled everything that is in the change log."""
     for _ in range(200):
         async with http.get("/metrics") as response:
-            if "\ntierstore_changelog_entries 0.0" in await response.text():
-                return
+            text = await response.text()
+        if all(f"\n{gauge} 0.0" in text for gauge in ("tierstore_changelog_entries", "tierstore_uploads_in_progress")):
+            return
         await asyncio.sleep(0.1)
     raise AssertionError("the change log has not become empty")
+
+
+async def until_swept(server: ServerProcess) -> None:
+    """Wait until the sweeper has settled everything, and has removed what processes that died have left.
+
+    Only for a server that is alone on its stores.
+    """
+    async with aiohttp.ClientSession(server.url) as http:
+        await until_log_is_empty(http)
+    instances = server.data / "long-term" / "tmp"
+    for _ in range(200):
+        if len(list(instances.iterdir())) == len(server.worker_pids):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the debris of processes that died has not been removed")
 
 
 def stop(server: ServerProcess) -> None:

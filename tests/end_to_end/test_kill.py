@@ -1,4 +1,7 @@
-"""``kill -9`` in the middle of many writes: what was acknowledged is there and whole, the rest is absent or whole."""
+"""``kill -9`` in the middle of many writes: what was acknowledged is there and whole, the rest is absent or whole.
+
+At every step of completing an upload: `tests.end_to_end.test_multipart_kill`.
+"""
 
 import asyncio
 import hashlib
@@ -7,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.end_to_end.helpers import PROMPT_SWEEPER, get, put, remains, stop, until_log_is_empty
+from tests.end_to_end.helpers import PROMPT_SWEEPER, get, put, remains, stop, until_swept
 from tierstore.limits import KIB, MIB
 from tierstore.testing.server import ServerProcess
 
@@ -43,6 +46,7 @@ async def test_kill_9_in_the_middle_of_200_writes(tmp_path: Path, workers: int, 
             await asyncio.to_thread(server.kill)
             await asyncio.gather(*writes)
     assert len(acknowledged) < WRITES, "the kill came after the last write: it tests nothing"
+    (await remains(tmp_path)).check_recoverable()
 
     async with ServerProcess(tmp_path, config=config) as server:
         async with aiohttp.ClientSession(server.url) as http:
@@ -52,6 +56,6 @@ async def test_kill_9_in_the_middle_of_200_writes(tmp_path: Path, workers: int, 
                     assert number not in acknowledged, f"object {number} was acknowledged and is lost"
                 else:
                     assert (status, payload) == (200, _payload(number))
-            await until_log_is_empty(http)
+        await until_swept(server)
         await asyncio.to_thread(stop, server)
     (await remains(tmp_path)).check_settled()

@@ -146,7 +146,7 @@ async def running(
         changelog = FaultyChangeLog(MemoryChangeLog(MemoryEntries(), clock=clock), script)
         stores = Stores(high_volume, long_term, changelog)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
-        service = build_service(tiering, stores, ids=ids, mutations=mutations)
+        service = build_service(tiering, stores, limits=limits, ids=ids, mutations=mutations)
         yield Served(service, Gate(enforce=enforce))
         await mutations.drain(5)
         await cleanup.drain(5)

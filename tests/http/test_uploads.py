@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -628,6 +628,93 @@ async def test_a_completion_ends_without_its_client(server: Running, call: str, 
     await eventually("the mutation ends", lambda: len(server.mutations) == 0)
     assert (await upload.get()).body == b"".join(PIECES)
     assert (await upload.complete()).json == {"key": upload.key}
+
+
+@pytest.mark.parametrize("left_at", ["the head", "the first space"])
+async def test_a_mistake_of_a_client_that_has_left_is_no_failure(server: Running, lines: Lines, left_at: str) -> None:
+    """Nobody hears of it, and no alarm is raised: not by the metrics, not in the log."""
+    upload = await begun_with_parts(server, f"mistaken/{left_at}")
+    lines.clear()
+    pause = Pause(after_effect=True)
+    server.script.at("changelog.claim", pause)
+    async with server.connect() as connection:
+        document = document_of((1, "wrong"))
+        await connection.send(head("POST", upload.target(":complete"), (), document) + document)
+        await connection.response_head()
+        if left_at == "the first space":
+            await connection.chunk()
+        await pause.reached.wait()
+        connection.abort()
+    await eventually("the request ends", lambda: any(line["event"] == "request" for line in lines))
+    pause.release.set()
+    await eventually("the mutation ends", lambda: len(server.mutations) == 0)
+    assert not [line for line in lines if line["log_level"] == "error"]
+    assert server.failures == []
+    assert (await upload.complete()).json == {"key": upload.key}
+
+
+@pytest.mark.parametrize("call", ["long_term.complete", "long_term.head", "changelog.claim"])
+async def test_a_client_does_not_wait_without_end(call: str) -> None:
+    """Whatever hangs, when the time of an operation is over the client is told to try again, in a whole response."""
+    async with running(
+        replace(LIMITS, operation_deadline_seconds=0.2, complete_overtime_seconds_max=0.2), grace_seconds=1
+    ) as server:
+        upload = await begun_with_parts(server, "hanging")
+        pause = Pause()
+        server.script.at(call, pause)
+        code, message = error_of(await upload.complete())
+        assert (code, "try again" in message) == ("ServiceUnavailable", True)
+        pause.release.set()
+        await eventually("the mutation ends", lambda: len(server.mutations) == 0)
+        assert (await upload.complete()).json == {"key": "hanging"}
+        assert (await upload.get()).body == b"".join(PIECES)
+
+
+async def test_an_assembled_upload_is_told_to_be_completed_again(server: Running) -> None:
+    """While it is not committed, its parts cannot be sent or listed, but it is there: 503, and completing it helps."""
+    upload = await begun_with_parts(server, "assembled")
+    server.script.at("high_volume.point", FailBefore(Unavailable("away")))
+    assert error_of(await upload.complete())[0] == "ServiceUnavailable"
+    for answer in (await upload.listed(), await upload.part(4, b"late")):
+        assert (answer.status, "complete it again" in answer.detail) == (503, True)
+    assert (await upload.complete()).json == {"key": "assembled"}
+    assert (await upload.listed()).status == 404
+
+
+async def test_attempts_at_one_upload_are_bounded(server: Running) -> None:
+    """Of many at once some are told to try again, at once; those before them, and a later one, are told of success."""
+    upload = await begun_with_parts(server, "many")
+    pauses = [Pause() for _ in range(LIMITS.upload_attempts_max)]
+    server.script.at("long_term.complete", *pauses)
+    attempts = [asyncio.create_task(upload.complete()) for _ in pauses]
+    for pause in pauses:
+        await pause.reached.wait()
+    assert error_of(await upload.complete())[0] == "ServiceUnavailable"
+    for pause in pauses:
+        pause.release.set()
+    for answer in await asyncio.gather(*attempts, upload.complete()):
+        assert answer.json == {"key": "many"}
+
+
+async def test_completions_that_go_on_without_their_clients_are_bounded() -> None:
+    """Beyond the bound one more is told to try again, at once; other clients write as ever."""
+    async with running(replace(LIMITS, left_completions_max=1)) as server:
+        upload, other = await begun_with_parts(server, "left"), await begun_with_parts(server, "stayed")
+        pause = Pause()
+        server.script.at("long_term.complete", pause)
+        async with server.connect() as connection:
+            document = upload.document()
+            await connection.send(head("POST", upload.target(":complete"), (), document) + document)
+            await pause.reached.wait()
+            connection.abort()
+        await asyncio.sleep(0.1)
+        assert error_of(await other.complete())[0] == "ServiceUnavailable"
+        assert (await other.part(4, b"more")).status == 200
+        assert (await server.request("PUT", f"/v1/objects/{NAMESPACE}/plain", (), b"x" * 5000)).status == 200
+        pause.release.set()
+        await eventually("the mutation ends", lambda: len(server.mutations) == 0)
+        assert (await other.complete()).json == {"key": "stayed"}
+        assert (await upload.get()).body == b"".join(PIECES)
 
 
 @pytest.mark.parametrize(

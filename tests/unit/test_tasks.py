@@ -36,6 +36,16 @@ async def test_failures_that_nobody_awaits_are_reported() -> None:
     assert reported == [("failing", "no")]
 
 
+async def test_failures_that_are_passed_over() -> None:
+    """Who disowns a task says which exceptions are nobody's business."""
+    reported: list[str] = []
+    owner = TaskOwner(3, lambda name, _: reported.append(name))
+    owner.disown(owner.run("passed over", _fail()), KeyError, ValueError)
+    owner.disown(owner.run("reported", _fail()), KeyError)
+    assert await owner.drain(5) == 0
+    assert reported == ["reported"]
+
+
 async def test_the_bound_is_visible() -> None:
     """`full` says when the bound is reached, and no longer when a task has ended."""
     owner = TaskOwner(2, lambda *_: None)

@@ -3,7 +3,8 @@
 Guarantees:
 
 - `Database.write` returns after its transaction has been committed and synced (WAL, ``synchronous=FULL``). What a
-  committed write stored is seen by every `Database.read` that is called afterwards, from any process.
+  committed write stored is seen by every `Database.read` that is called afterwards, from any process. What an earlier
+  process had written and not synced when it was killed is synced before `Database.open` returns.
 - Writes that wait at the same time share one transaction and one sync (group commit). They still fail alone: when one
   raises, or the disk is full, the shared transaction is rolled back and each is run in its own.
 - Several processes may have the file open, also while it is created or migrated. A writer waits its turn by polling
@@ -206,6 +207,7 @@ class Database:
             self._file.create()
             connection = deadline.patiently(writer.connect)
             deadline.patiently(lambda: self._file.migrate(connection))
+            self._file.make_durable()
             for reader in readers:
                 deadline.patiently(reader.connect)
 

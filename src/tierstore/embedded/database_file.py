@@ -9,7 +9,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +101,7 @@ class DatabaseFile:
                 if os.statvfs(self._path).f_flag & os.ST_RDONLY:  # SQLite would say less
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from None
                 return
-        _sync_directory(self._path.parent)
+        _sync(self._path.parent)
 
     def connect(self) -> Connection:
         """A new connection. May be used in any one thread at a time."""
@@ -162,6 +162,19 @@ class DatabaseFile:
             )
         return int(applied)
 
+    def make_durable(self) -> None:
+        """Sync what earlier processes have left, once a connection has read it. Safe to repeat, from any process.
+
+        One that was killed between writing and syncing leaves transactions, and names, that are seen by the next one:
+        it finds nothing to do when a client tries again, says so, and a crash of the machine would take it back.
+        SQLite has no lock on the WAL's file, so none is dropped when the descriptor is closed.
+        """
+        with suppress(FileNotFoundError):
+            _sync(Path(f"{self._path_text}-wal"))
+        _sync(self._path.parent)
+        with suppress(PermissionError):  # to make a name in a directory is not to read it
+            _sync(self._path.parent.parent)
+
     def has_room(self, connection: Connection, size: int, reserve_bytes: int) -> bool:
         """Whether ``size`` more bytes leave the reserve free on the file's disk. Within a transaction.
 
@@ -210,11 +223,12 @@ def _make_directory(path: Path) -> None:
         return
     _make_directory(path.parent)
     path.mkdir(0o700, exist_ok=True)
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: Path) -> None:
+    """Sync a file, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -8,7 +8,8 @@ between, waits for the first byte of an answer. So once the list of parts is kno
 headers are sent at once, then a space every ``complete_keep_alive_seconds`` (JSON allows it in front), until the
 outcome is known. The status has been sent by then: the body alone tells success, ``{"key"}``, from failure,
 ``{"error": {"code", "message"}}``, with S3's codes (`CODE_BY_ERROR`); never both, never neither unless the response is
-cut off. HTTP/1.0 cannot take such a response: its client waits, and gets the same body in one piece.
+cut off. HTTP/1.0 cannot take such a response: its client waits, and gets the same body in one piece. Nobody waits for
+longer than an operation may take, and a little.
 
 A client that goes away ends only the wait: the completion goes on, and repeating it tells its outcome.
 """
@@ -16,6 +17,7 @@ A client that goes away ends only the wait: the completion goes on, and repeatin
 import asyncio
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -23,7 +25,7 @@ import orjson
 import structlog
 
 from tierstore import errors
-from tierstore.errors import ClientDisconnected, InvalidDocument, InvalidRequest, Unavailable
+from tierstore.errors import ClientDisconnected, ClientMistake, InvalidDocument, InvalidRequest, Unavailable
 from tierstore.http.exchange import Exchange
 from tierstore.http.parsing import parse_single
 from tierstore.http.responses import fault_detail, json_response
@@ -140,7 +142,7 @@ class UploadHandlers:
         try:
             error = await _outcome(exchange, completion, gone)
         except ClientDisconnected:
-            self._watchers.disown(completion)
+            self._watchers.disown(completion, ClientMistake, ClientDisconnected)
             raise
         finally:
             gone.cancel()
@@ -155,11 +157,13 @@ async def _outcome(
 
     Raises `ClientDisconnected`.
     """
-    seconds = exchange.limits.complete_keep_alive_seconds
+    limits = exchange.limits
+    seconds = limits.complete_keep_alive_seconds
+    waits = math.ceil((limits.operation_deadline_seconds + limits.complete_overtime_seconds_max) / seconds)
     try:
         if exchange.open_ended:
             await exchange.start(200, _headers())
-        while not completion.done():
+        for _ in range(waits):
             await asyncio.wait((completion, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if completion.done():
                 break
@@ -171,6 +175,8 @@ async def _outcome(
         # The server's time to stop is up (nobody else cancels). It does not wait, but what is said now still arrives.
         if not completion.done():
             return Unavailable("the server is stopping before the upload was complete; try again")
+    if not completion.done():
+        return Unavailable("completing the upload takes longer than it may; try again")
     if completion.cancelled():
         return Unavailable("the server has stopped completing the upload; try again")
     return completion.exception()

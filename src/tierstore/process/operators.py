@@ -5,8 +5,9 @@ They take listings page by page, so that memory is bounded however much there is
 shown with the reason, and keeps nobody from the others. They show no payload and no metadata.
 
 What only time makes safe is not hurried. An outcome that is remembered stays so for as long as it should, for clients
-that ask again; and an entry that a sweeper has condemned is left to it until it is due, because a blob whose writer may
-still be at it must not be forgotten.
+that ask again; and an entry whose blob has been deleted is left until it is due, because a blob whose writer may still
+be at it must not be forgotten. One that a sweeper has only condemned is settled: that one may have died or failed over
+it, and several may be at it.
 """
 
 import asyncio
@@ -145,12 +146,12 @@ class UploadReport:
     def text(self) -> str:
         """For people: two lines."""
         begun = f"begun {_ago(self.entry.recorded, self.now)}"
-        attempts = f"{self.entry.epoch} attempt{'' if self.entry.epoch == 1 else 's'} to complete it"
-        counted = [begun, self.held.text()] + ([attempts] if self.entry.state is State.OPEN else [])
+        claims = f"claimed {self.entry.epoch} time{'' if self.entry.epoch == 1 else 's'} to be completed"
+        counted = [begun, self.held.text()] + ([claims] if self.entry.state is State.OPEN else [])
         return f"{name_of(self.entry.revision)}\n    {', '.join(counted)}; {reason(self.entry, self.now)}"
 
     def fields(self) -> dict[str, Any]:
-        """For programs. ``attempts`` is not known once a sweeper has the upload."""
+        """For programs. ``claims`` are not known once a sweeper has the upload. An attempt may claim several times."""
         object_id = self.entry.revision.object_id
         return {
             "revision": name_of(self.entry.revision),
@@ -160,7 +161,7 @@ class UploadReport:
             "state": self.entry.state.value,
             "begun": _timestamp(self.entry.recorded),
             "age_seconds": _seconds(self.entry.recorded, self.now),
-            "attempts": self.entry.epoch if self.entry.state is State.OPEN else None,
+            "claims": self.entry.epoch if self.entry.state is State.OPEN else None,
             "stored": self.held.state,
             "parts": self.held.parts,
             "bytes": self.held.size,
@@ -386,7 +387,7 @@ _SETTLED = {
 async def _settle(tools: Tools, entry: Entry) -> Outcome:
     name = f"{name_of(entry.revision)} ({entry.role.value}, owner {entry.owner})"
     now = tools.clock.now()
-    if entry.state is not State.OPEN and entry.not_before > now:
+    if (entry.state is State.DONE or entry.sweeps) and entry.not_before > now:
         return Outcome(name, f"left as it is: {reason(entry, now)}", changed=False)
     try:
         result = await tools.settler.settle(entry)

@@ -20,7 +20,7 @@ import signal
 import socket
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -32,17 +32,23 @@ from tierstore.logs import StandardError, configure_logs, logs_for_people
 from tierstore.process.metrics_directory import metrics_directory, metrics_in_memory
 from tierstore.process.worker import STOP_SIGNALS, run_worker
 
+if TYPE_CHECKING:
+    from tierstore.build import OpenStores
+
 _OPEN_FILES_MAX = 65_536
 """Open files that a process asks for: connections and blobs. Often only 1,024 are given to one that does not ask."""
 
 log = structlog.get_logger(__name__)
 
 
-def serve(config: Config) -> int:
+def serve(config: Config, open_stores_of: "OpenStores | None" = None) -> int:
     """Serve until told to stop, and return the process's exit code.
 
     Raises `StartupError` if serving cannot begin. To be called once, in the main thread of a process that does nothing
     else: it owns the signals, the logging and the metrics.
+
+    ``open_stores_of`` opens other stores than the configured ones, for tests that serve over stores which fail. It goes
+    to the worker processes, so it can be pickled.
     """
     configure_logs(config.log)
     for stop in STOP_SIGNALS:
@@ -57,11 +63,11 @@ def serve(config: Config) -> int:
         host, port = listener.getsockname()[:2]
         started = functools.partial(_announce, config, host, port)
         if config.http.workers == 1:
-            run_worker(config, listener, started)
+            run_worker(config, listener, started, open_stores_of=open_stores_of)
             return 0
         from tierstore.process.supervisor import Supervisor  # noqa: PLC0415  # because it is for several workers only
 
-        return Supervisor(config, listener, started, SystemClock()).run()
+        return Supervisor(config, listener, started, SystemClock(), open_stores_of).run()
 
 
 def _check_links(config: Config) -> None:

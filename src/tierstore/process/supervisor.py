@@ -26,6 +26,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -35,6 +36,9 @@ from tierstore.errors import StartupError
 from tierstore.logs import configure_logs
 from tierstore.process.metrics_directory import allocate_metrics, retire_metrics
 from tierstore.process.worker import EXIT_FORCED, STOP_SIGNALS, run_worker
+
+if TYPE_CHECKING:
+    from tierstore.build import OpenStores
 
 _RESTART_SECONDS_MIN = 0.1
 """The pause after a worker could not start; it doubles with each further failure."""
@@ -51,7 +55,9 @@ class _Worker:
     serving: bool = False
 
 
-def work(config: Config, listener: socket.socket, started: Connection) -> None:
+def work(
+    config: Config, listener: socket.socket, started: Connection, open_stores_of: "OpenStores | None" = None
+) -> None:
     """What a worker process runs. Writes to ``started`` once it serves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logs(config.log)
@@ -63,7 +69,7 @@ def work(config: Config, listener: socket.socket, started: Connection) -> None:
 
     try:
         allocate_metrics()
-        run_worker(config, listener, report_started, parent.sentinel if parent else None)
+        run_worker(config, listener, report_started, parent.sentinel if parent else None, open_stores_of)
     except StartupError as error:
         log.error("this worker could not start", reason=str(error))  # noqa: TRY400  # because the sentence says it all
         sys.exit(1)
@@ -73,13 +79,24 @@ def work(config: Config, listener: socket.socket, started: Connection) -> None:
 
 
 class Supervisor:
-    """Keeps ``http.workers`` processes serving ``listener``. Calls ``started`` when all of them do."""
+    """Keeps ``http.workers`` processes serving ``listener``. Calls ``started`` when all of them do.
 
-    def __init__(self, config: Config, listener: socket.socket, started: Callable[[], None], clock: Clock) -> None:
+    ``open_stores_of`` as for `tierstore.build.create_application`; it goes to other processes, so it can be pickled.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listener: socket.socket,
+        started: Callable[[], None],
+        clock: Clock,
+        open_stores_of: "OpenStores | None" = None,
+    ) -> None:
         self._config = config
         self._listener = listener
         self._report_started = started
         self._clock = clock
+        self._open_stores_of = open_stores_of
         self._limits = limits_from(config)
         self._spawning = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -152,7 +169,8 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         reading, writing = self._spawning.Pipe(duplex=False)
-        process = self._spawning.Process(target=work, args=(self._config, self._listener, writing), daemon=True)
+        args = (self._config, self._listener, writing, self._open_stores_of)
+        process = self._spawning.Process(target=work, args=args, daemon=True)
         # Starting the tracker, which the first child needs, would unblock what is blocked here.
         resource_tracker.ensure_running()
         # Inherited by the child, which unblocks them when it can obey: until then they wait.

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 import uvicorn
@@ -24,6 +24,9 @@ from tierstore.config import Config
 from tierstore.errors import StartupError
 from tierstore.http.connection import BoundedConnection
 
+if TYPE_CHECKING:
+    from tierstore.build import OpenStores
+
 EXIT_FORCED: Final = 128 + signal.SIGINT
 """The exit code after a second SIGINT."""
 
@@ -32,16 +35,23 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 log = structlog.get_logger(__name__)
 
 
-def run_worker(config: Config, listener: socket.socket, started: Callable[[], None], parent: int | None = None) -> None:
+def run_worker(
+    config: Config,
+    listener: socket.socket,
+    started: Callable[[], None],
+    parent: int | None = None,
+    open_stores_of: "OpenStores | None" = None,
+) -> None:
     """Serve in this process until told to stop. Calls ``started`` once it is ready, and closes ``listener``.
 
     ``parent`` is a file descriptor that becomes readable when the process that supervises this one has ended, which
-    is another reason to stop. With it, SIGINT is the supervisor's business. Raises `StartupError`.
+    is another reason to stop. With it, SIGINT is the supervisor's business. ``open_stores_of`` as for
+    `tierstore.build.create_application`. Raises `StartupError`.
     """
     from tierstore.build import create_application  # noqa: PLC0415  # because it imports the metrics
 
     uvicorn_config = uvicorn.Config(
-        lambda: create_application(config, lambda: server.draining),
+        lambda: create_application(config, lambda: server.draining, open_stores_of),
         factory=True,
         interface="asgi3",
         loop="uvloop",

@@ -2,6 +2,9 @@
 
 Guarantees: a mutation whose payload has arrived runs to its end even when its caller goes away (a dropped connection, a
 cancelled request); one whose payload has not arrived is ended, and stores nothing. The number of mutations is bounded.
+Of completions of uploads, which may wait for each other for long, only few go on without their callers, so that those
+of one client that comes and goes leave room for everybody's writes. Of what fails without its caller, mistakes of the
+caller are passed over.
 Does not: decide who may do what (admission), or where objects live (tiering).
 """
 
@@ -13,8 +16,9 @@ from tierstore.backends.high_volume.contract import HighVolumeBackend
 from tierstore.backends.long_term.contract import LongTermBackend
 from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.entries import Backlog
-from tierstore.errors import Busy
+from tierstore.errors import Busy, ClientDisconnected, ClientMistake
 from tierstore.idsource import IdSource
+from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.objects import OpenObject
 from tierstore.tiering.tiered import TieredStore
@@ -40,6 +44,7 @@ class ObjectService:
         long_term: LongTermBackend,
         changelog: ChangeLog,
         *,
+        limits: Limits,
         ids: IdSource,
         mutations: TaskOwner,
     ) -> None:
@@ -48,8 +53,11 @@ class ObjectService:
         self._high_volume = high_volume
         self._long_term = long_term
         self._changelog = changelog
+        self._limits = limits
         self._ids = ids
         self._mutations = mutations
+        self._left_completions: set[asyncio.Task[Any]] = set()
+        """Completions of uploads that go on without their callers."""
 
     def new_key(self) -> str:
         """A key for an object whose client gave none: unique, URL-safe, 36 characters."""
@@ -103,7 +111,10 @@ class ObjectService:
         Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `ObjectTooLarge`, `Busy` and the
         other `Unavailable`. Safe to repeat.
         """
-        await self._to_completion("complete_upload", self._uploads.complete(upload, parts), None)
+        if len(self._left_completions) >= self._limits.left_completions_max:
+            raise Busy("too many uploads are being completed for callers that have gone; try again")
+        completion = self._uploads.complete(upload, parts)
+        await self._to_completion("complete_upload", completion, None, self._left_completions)
 
     async def abort_upload(self, upload: UploadId) -> None:
         """End an upload and remove its parts. Raises `NoSuchUpload`, `Busy` and the other `Unavailable`.
@@ -122,7 +133,14 @@ class ObjectService:
         """How much is in the change log. Raises `Unavailable`."""
         return await self._changelog.backlog()
 
-    async def _to_completion(self, name: str, work: Coroutine[Any, Any, T], body: Body | None) -> T:
+    async def _to_completion(
+        self,
+        name: str,
+        work: Coroutine[Any, Any, T],
+        body: Body | None,
+        left: set[asyncio.Task[Any]] | None = None,
+    ) -> T:
+        """The result of ``work``. It goes on, and is in ``left``, if its caller goes away once the body is complete."""
         if self._mutations.full:
             work.close()
             raise Busy("too many writes are under way; try again")
@@ -132,5 +150,8 @@ class ObjectService:
         except asyncio.CancelledError:
             if body is not None and not body.complete:
                 task.cancel()
-            self._mutations.disown(task)
+            self._mutations.disown(task, ClientMistake, ClientDisconnected)
+            if left is not None:
+                left.add(task)
+                task.add_done_callback(left.discard)
             raise

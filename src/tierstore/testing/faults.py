@@ -81,9 +81,22 @@ class Pause:
 
 @dataclass(frozen=True)
 class Interpose:
-    """``action`` runs between the caller's decision to call and the call's effect: a race, made certain."""
+    """``action`` runs between the caller's decision to call and the call's effect: a race, made certain.
+
+    Or between the effect and its answer, with ``after_effect``.
+    """
 
     action: Callable[[], Awaitable[object]]
+    after_effect: bool = False
+
+    async def around(self, effect: Callable[[], Awaitable[T]]) -> T:
+        """Run ``effect`` after or before the action."""
+        if self.after_effect:
+            result = await effect()
+            await self.action()
+            return result
+        await self.action()
+        return await effect()
 
 
 @dataclass(frozen=True)
@@ -136,17 +149,17 @@ class FaultScript:
             raise asyncio.CancelledError
         self.trace.append(call)
         faults = self._faults[call]
-        fault = faults.popleft() if faults else None
+        return await self._suffer(faults.popleft() if faults else None, effect)
+
+    async def _suffer(self, fault: Fault | None, effect: Callable[[], Awaitable[T]]) -> T:
+        """Run ``effect`` with ``fault``."""
         match fault:
             case None:
                 return await effect()
             case Answer(value):
                 return value  # type: ignore[no-any-return]  # because the script's author knows the method
-            case Pause():
+            case Pause() | Interpose():
                 return await fault.around(effect)
-            case Interpose(action):
-                await action()
-                return await effect()
             case _:
                 raise await self._failure(fault, effect)
 

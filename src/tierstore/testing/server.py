@@ -2,7 +2,8 @@
 
 Guarantees: what is started is ``python -m tierstore serve`` with this interpreter, on a free port, with settings from
 nowhere but the arguments; when the context ends, it and its workers are gone, however the test went. Its standard error
-goes to a file, so that a server that logs much never waits for the test.
+goes to a file, so that a server that logs much never waits for the test. A server with ``faults`` is the same one over
+stores that fail, and kill it, as they are told (`tierstore.testing.process_faults`).
 
 Does not: wait without blocking. In an asynchronous test, only wait for the server where nothing else has to go on.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,9 +25,19 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tierstore.config import ENVIRONMENT_PREFIX
+from tierstore.testing.process_faults import (
+    CONTROL_VARIABLE,
+    FAULTS_VARIABLE,
+    ProcessFault,
+    Report,
+    control_socket,
+    order,
+    report_of,
+)
 
 HOST: Final = "127.0.0.1"
 _POLL_SECONDS = 0.02
+_CONTROL_SECONDS = 10
 
 
 class ServerFailed(Exception):
@@ -36,7 +48,8 @@ class ServerProcess:
     """A server with its stores in ``data``; start another one on the same directory to restart it.
 
     A context manager, plain or asynchronous: ready at its beginning, dead at its end. ``arguments`` are added to those
-    of ``serve``; ``config`` has sections by name, and is handed over in the environment.
+    of ``serve``; ``config`` has sections by name, and is handed over in the environment. With ``faults``, be they none,
+    its processes start with these and take others from `arm`; there are no ``arguments`` then.
     """
 
     def __init__(
@@ -45,20 +58,26 @@ class ServerProcess:
         *,
         workers: int = 1,
         auth: bool = False,
+        faults: Sequence[ProcessFault] | None = None,
         config: Mapping[str, Mapping[str, object]] | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data
         self.port = 0
-        self._command = [sys.executable, "-m", "tierstore", "serve", "--port", "0", "--data", str(data)]
-        self._command += ["--log-format", "json", *([] if auth else ["--no-auth"])]
-        self._command += [*(["--workers", str(workers)] if workers != 1 else []), *arguments]
         self._environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
-        for section, settings in (config or {}).items():
-            for name, value in settings.items():
-                written = value if isinstance(value, str) else json.dumps(value)
-                self._environment[f"{ENVIRONMENT_PREFIX}{section}__{name}".upper()] = written
+        self._environment |= _variables(config or {})
+        if faults is not None:
+            self._command = [sys.executable, "-m", "tierstore.testing.faulty_server"]
+            self._environment[FAULTS_VARIABLE] = order(faults)
+            http: dict[str, object] = {"port": 0, "workers": workers}
+            self._environment |= _variables(
+                {"data": {"path": str(data)}, "log": {"format": "json"}, "auth": {"enforce": auth}, "http": http}
+            )
+        else:
+            self._command = [sys.executable, "-m", "tierstore", "serve", "--port", "0", "--data", str(data)]
+            self._command += ["--log-format", "json", *([] if auth else ["--no-auth"])]
+            self._command += [*(["--workers", str(workers)] if workers != 1 else []), *arguments]
         self._environment |= environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -114,6 +133,13 @@ class ServerProcess:
         lines = [json.loads(line) for line in self.log_text.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if event is None or line["event"] == event]
 
+    def arm(self, *faults: ProcessFault) -> list[Report]:
+        """Give these faults to each process that serves, in place of its last ones; return what each tells of those.
+
+        For a server with ``faults`` that is ready. Blocks, though not for long. Raises `ServerFailed`.
+        """
+        return [self._order(pid, faults) for pid in self.worker_pids]
+
     def start(self) -> None:
         """Start the process and return without waiting for it. To be followed by `close`."""
         self._temporary = tempfile.TemporaryDirectory(prefix="tierstore-test-", ignore_cleanup_errors=True)
@@ -123,7 +149,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._log_descriptor,
             stderr=self._log_descriptor,
-            env={"TMPDIR": self._temporary.name} | self._environment,
+            env={"TMPDIR": self._temporary.name, CONTROL_VARIABLE: self._temporary.name} | self._environment,
             start_new_session=True,  # so that what is left of it can be killed as a group
         )
 
@@ -185,6 +211,18 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             raise ServerFailed(f"the server has not ended within {seconds} s:\n{self.log_text}") from None
 
+    def _order(self, pid: int, faults: Sequence[ProcessFault]) -> Report:
+        if self._temporary is None:
+            raise ServerFailed("the server was not started")
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as answer:
+            connection.settimeout(_CONTROL_SECONDS)
+            try:
+                connection.connect(str(control_socket(Path(self._temporary.name), pid)))
+                connection.sendall(order(faults).encode() + b"\n")
+                return report_of(answer.readline())
+            except (OSError, ValueError) as error:
+                raise ServerFailed(f"the process {pid} took no order ({error!r}):\n{self.log_text}") from error
+
     def _read_log(self) -> bytes:
         return os.pread(self._log_descriptor, os.fstat(self._log_descriptor).st_size, 0)
 
@@ -193,6 +231,15 @@ class ServerProcess:
         if self._process is None:
             raise ServerFailed("the server was not started")
         return self._process
+
+
+def _variables(config: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """The environment variables that hand settings over."""
+    return {
+        f"{ENVIRONMENT_PREFIX}{section}__{name}".upper(): value if isinstance(value, str) else json.dumps(value)
+        for section, settings in config.items()
+        for name, value in settings.items()
+    }
 
 
 def _is_private(name: str) -> bool:

@@ -70,7 +70,8 @@ class Settler:
             return await self._keep(condemned)
         if condemned.owner_is_upload and await self._is_old_elsewhere(revision):
             return await self._keep(condemned)
-        if condemned.owner_is_upload:  # at the second visit too: a part may have been on its way
+        if condemned.role is Role.NEW and revision.is_upload:
+            # At the second visit too: a part may have been on its way.
             await self._long_term.abort(revision)
         if condemned.sweeps and not await self._is_there(revision):
             return "forgotten" if await self._changelog.forget_settled(condemned) else "lost"

@@ -9,8 +9,12 @@ Initiate, `Uploads.initiate`
          error, cancelled: an entry may be there; the sweeper finds nothing and forgets it.
     2. Begin the upload in the long-term store, in the operation's time [time].
          error: the entry is left to the sweeper, at once. cancelled: it is found after ``upload_retention``.
+         not begun by ``operation_deadline``: (R, me, new) is recorded and left to the sweeper too: a process that was
+         paused for very long may have begun the upload when its entry had been settled and forgotten.
 
 Parts are the long-term store's business alone: it knows which uploads are in progress, and refuses parts of others.
+Of one that it has assembled already, and that is not committed yet, the client is not told that it is gone: the entry
+is open, so the upload is to be completed again.
 
 Complete, `Uploads.complete`
     1. Read the row: the base, and X if it points to one. It points to R: done, by an earlier attempt or a faster one.
@@ -21,11 +25,14 @@ Complete, `Uploads.complete`
          told to try again. It has found that R was never committed, and aborted the upload: no such upload.
          unknown: no such upload.
          error, cancelled: nothing has changed for anybody; the upload lives, and can be completed by trying again.
-    3. Complete it in the long-term store. Its answer is not trusted, whatever it is: 4 decides.
-    4. Look at the blob.
-         not there: the entry is done meanwhile: success. It is condemned: as in 2. Otherwise the store's error if there
-         was one: a client's mistake, after which the upload is as it was, or "try again". The entry stays for as long
-         as the upload does.
+    3. Complete it in the long-term store, in the operation's time [time]. Its answer is not trusted, but for one: 4
+       decides.
+    4. Look at the blob, in the operation's time; what the store shows of it is durable.
+         not there, or it is there and the store has said that this is not what the client asks for (a mistake other
+         than "no such upload"): the upload has been committed meanwhile (the row points to R, R is listed as old, or
+         the entry is done): success. The entry is condemned: as in 2. Otherwise the store's error if there was one: a
+         client's mistake, after which the upload is as it was, or "try again". The entry stays for as long as the
+         upload does.
          error: try again. Nothing is deleted that a retry needs.
        The steps 3 and 4 are not repeated once the blob has been seen: with the claim of a later round, it is there.
     5. Point the row to R, if it has not been fenced since the base was read [token], and no blob has come or gone
@@ -38,25 +45,32 @@ Complete, `Uploads.complete`
     6. Off the caller's path: mark the upload's own entry done, for ``outcome_retention``; then X as after a large put.
          error, cancelled: the row has R; whoever swaps it out marks the entry done before the blob goes [mark-done].
 
+A process has few attempts at one upload under way: more are told to try again before anything is done for them.
+
 Many attempts hold R, and one whose R has been committed and overwritten meanwhile must not commit it again: so the row
 tells not only which blob it points to now, but whether one came and went since the base.
 
 Abort, `Uploads.abort`
     The upload's own entry is settled, as by a sweeper (`tierstore.tiering.settling`): only by condemning it can an
-    upload be ended, and an attempt to complete that is under way either commits before, or fails cleanly.
+    upload be ended, and an attempt to complete that is under way either commits before, or fails cleanly. One that
+    somebody else has condemned, who may have died or failed over it, is waited for, and then settled all the same.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tierstore import telemetry
 from tierstore.backends.high_volume.contract import HighVolumeBackend, RowHead, Tombstone
 from tierstore.backends.long_term.contract import BlobInfo, LongTermBackend
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.entries import Claim, Claimed, Committed, Condemned, Entry, State, Unknown
+from tierstore.changelog.entries import Claim, Claimed, Committed, Condemned, Entry, Role, State, Unknown
 from tierstore.clock import Clock
 from tierstore.errors import (
+    Busy,
     ClientMistake,
     CorruptObject,
+    GivenUp,
     InvariantBroken,
     NoSuchUpload,
     ObjectTooLarge,
@@ -77,6 +91,7 @@ from tierstore.types.streams import Body
 
 _ENDED = "there is no such upload: it was aborted, given up, or completed long ago"
 _BEING_SETTLED = "the upload is being settled; try again"
+_ASSEMBLED = "the upload is being completed, and takes no part any more; complete it again"
 
 
 class Uploads:
@@ -103,6 +118,8 @@ class Uploads:
         self._clock = clock
         self._ids = ids
         self._conflicts = telemetry.commit_conflicts.labels("complete")
+        self._attempts: Counter[Revision] = Counter()
+        """How many are under way, of uploads that are being completed."""
 
     async def initiate(self, object_id: ObjectId, metadata: Metadata) -> UploadId:
         """Begin an upload of the object, which is to have ``metadata``. Nothing changes for its readers.
@@ -117,11 +134,24 @@ class Uploads:
         await self._changelog.begin_upload(revision, wanted, retention)
         try:
             store_id = await self._operations.in_time(operation, self._long_term.initiate(revision))
+            self._operations.check_time(operation)
+        except GivenUp:
+            await self._operations.off_path("give_up", self._give_up(operation, revision))
+            raise
         except Exception:
             await self._operations.off_path("expedite", self._operations.expedite(revision.uuid))
             raise
         telemetry.uploads_begun.inc()
         return UploadId(revision, store_id)
+
+    async def _give_up(self, operation: Operation, revision: Revision) -> None:
+        """Leave an upload that may have begun too late to the sweeper, whatever has become of its own entry.
+
+        Its client never gets its id, so nobody can complete it: that makes it safe to settle by an entry which is not
+        the one that attempts to complete it would share.
+        """
+        await self._changelog.record(operation.owner, new=revision, old=None, not_before=self._clock.now())
+        await self._operations.expedite(revision.uuid)
 
     async def upload_part(self, upload: UploadId, number: int, body: Body, md5: bytes | None) -> Part:
         """Store ``body``, whose size is known, as part ``number``, in place of an earlier one with that number.
@@ -135,22 +165,55 @@ class Uploads:
         invariant(1 <= number <= self._limits.parts_max, "a part's number is within bounds")
         if size > self._limits.part_bytes_max:
             raise ObjectTooLarge(f"a part has at most {self._limits.part_bytes_max} bytes")
-        part = await self._long_term.upload_part(upload, number, body, size, md5)
+        try:
+            part = await self._long_term.upload_part(upload, number, body, size, md5)
+        except NoSuchUpload:
+            await self._check_not_assembled(upload.revision)
+            raise
         telemetry.upload_parts.inc()
         telemetry.upload_part_bytes.observe(part.size)
         return part
 
     async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
         """Up to ``limit`` parts with numbers above ``after``. Raises `NoSuchUpload`, `Unavailable`. Safe to repeat."""
-        return await self._long_term.list_parts(upload, after, limit)
+        try:
+            return await self._long_term.list_parts(upload, after, limit)
+        except NoSuchUpload:
+            await self._check_not_assembled(upload.revision)
+            raise
+
+    async def _check_not_assembled(self, revision: Revision) -> None:
+        """Raise `Unavailable` if an upload that the long-term store does not know can still be completed."""
+        entry = await self._own_entry(revision)
+        if entry is not None and entry.state is State.OPEN:
+            raise Unavailable(_ASSEMBLED) from None
 
     async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
         """Make the object of the named parts, durably and visibly. Its creation and expiry count from the commit.
 
         Returns as well if this upload was completed before, whatever has become of the object since. Raises
         `NoSuchUpload`; `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall` and `ObjectTooLarge`, with the upload as it
-        was; and `Unavailable`, after which trying again with the same parts is safe and useful.
+        was; `Busy`, if this process has ``upload_attempts_max`` attempts at it under way; and the other `Unavailable`,
+        after which trying again with the same parts is safe and useful.
         """
+        with self._one_of_few(upload.revision):
+            await self._attempt(upload, parts)
+
+    @contextmanager
+    def _one_of_few(self, revision: Revision) -> Iterator[None]:
+        """An attempt that counts while it is under way. Raises `Busy`."""
+        if self._attempts[revision] >= self._limits.upload_attempts_max:
+            telemetry.upload_completes.labels("retry").inc()
+            raise Busy("too many attempts to complete this upload are under way; try again")
+        self._attempts[revision] += 1
+        try:
+            yield
+        finally:
+            self._attempts[revision] -= 1
+            if not self._attempts[revision]:
+                del self._attempts[revision]
+
+    async def _attempt(self, upload: UploadId, parts: Sequence[PartName]) -> None:
         operation = self._operations.begin()
         try:
             outcome = await self._complete(operation, upload, parts)
@@ -182,11 +245,11 @@ class Uploads:
                     raise Unavailable(_BEING_SETTLED)
                 case Claimed(entry):
                     if blob is None:
-                        blob = await self._assemble(upload, parts)
+                        blob = await self._assemble(operation, upload, parts)
                     if blob is None:
                         return await self._ended(operation, "repeated")
                     if await self._commit(operation, base, entry, blob):
-                        telemetry.upload_attempts.observe(entry.epoch)
+                        telemetry.upload_claims.observe(entry.epoch)
                         await self._operations.off_path("finish_upload", self._finish(operation, revision, old))
                         return "completed"
             self._conflicts.inc()
@@ -199,8 +262,7 @@ class Uploads:
 
     async def _no_such_upload(self, operation: Operation, revision: Revision) -> str:
         """The log does not know the upload. It may have been committed so long ago that only the row tells."""
-        row = await self._high_volume.head(revision.object_id)
-        if pointed_to(revision.object_id, row) == revision:
+        if await self._row_has(revision):
             return await self._ended(operation, "repeated")
         raise NoSuchUpload(_ENDED)
 
@@ -218,22 +280,27 @@ class Uploads:
                 return claim
             await self._clock.sleep(self._limits.complete_poll_seconds)
 
-    async def _assemble(self, upload: UploadId, parts: Sequence[PartName]) -> BlobInfo | None:
-        """Steps 3 and 4. Returns the blob, or None if it has gone because the upload was committed meanwhile."""
+    async def _assemble(self, operation: Operation, upload: UploadId, parts: Sequence[PartName]) -> BlobInfo | None:
+        """Steps 3 and 4. Returns the blob, or None if there is nothing to do: the upload was committed meanwhile."""
         revision = upload.revision
         answer: TierstoreError | None = None
         try:
-            await self._long_term.complete(upload, parts)
+            await self._operations.in_time(operation, self._long_term.complete(upload, parts))
         except (ClientMistake, Unavailable) as error:
             answer = error
-        blob = await self._long_term.head(revision)
-        if blob is not None:
+        blob = await self._operations.in_time(operation, self._long_term.head(revision))
+        refused = isinstance(answer, ClientMistake) and not isinstance(answer, NoSuchUpload)
+        if blob is not None and not refused:
             return blob
-        entry = await self._own_entry(revision)
+        # In this order: what the row has let go of is listed as old, and then done, before its blob goes.
+        if blob is not None and await self._row_has(revision):
+            return None
+        entries = await self._changelog.find(revision)
+        entry = next((entry for entry in entries if entry.owner_is_upload), None)
+        if (entry is not None and entry.state is State.DONE) or any(each.role is Role.OLD for each in entries):
+            return None
         if entry is None or (entry.state is State.CONDEMNED and entry.sweeps):
             raise NoSuchUpload(_ENDED)
-        if entry.state is State.DONE:
-            return None
         if entry.state is State.CONDEMNED:
             raise Unavailable(_BEING_SETTLED) from answer
         raise answer or Unavailable("the long-term store has not assembled the upload yet; try again")
@@ -267,9 +334,12 @@ class Uploads:
     async def _has(self, revision: Revision) -> bool:
         """Whether the row points to ``revision``; False also when nobody can tell."""
         try:
-            row = await self._high_volume.head(revision.object_id)
+            return await self._row_has(revision)
         except Unavailable:
             return False
+
+    async def _row_has(self, revision: Revision) -> bool:
+        row = await self._high_volume.head(revision.object_id)
         return pointed_to(revision.object_id, row) == revision
 
     async def _finish(self, operation: Operation, revision: Revision, old: Revision | None) -> None:
@@ -293,13 +363,18 @@ class Uploads:
                 raise NoSuchUpload("the upload was completed; delete the object to remove it")
             if entry.state is State.CONDEMNED and entry.sweeps:
                 return
-            if entry.state is State.OPEN and await self._settler.settle(entry) == "deleted":
+            late = self._clock.monotonic() >= waiting_ends
+            outcome = "lost"
+            # Who has condemned it may have died or failed over it, and this can be done by several.
+            if entry.state is State.OPEN or late:
+                outcome = await self._settler.settle(entry)
+            if outcome == "deleted":
                 telemetry.upload_aborts.labels("client").inc()
                 return
-            # A retry of a claim, a sweeper or another abort was faster, or is at it.
-            if self._clock.monotonic() >= waiting_ends:
-                raise Unavailable(_BEING_SETTLED)
-            await self._clock.sleep(self._limits.complete_poll_seconds)
+            if outcome == "lost":  # a retry of a claim, a sweeper or another abort was faster, or is at it
+                if late:
+                    raise Unavailable(_BEING_SETTLED)
+                await self._clock.sleep(self._limits.complete_poll_seconds)
 
 
 def _wanted(entry: Entry) -> Metadata:

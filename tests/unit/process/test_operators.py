@@ -1,5 +1,6 @@
 """What operators' commands do, on the real embedded stores with a clock of the test's own."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -118,7 +119,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 async def test_an_upload_in_progress_is_listed(tmp_path: Path) -> None:
-    """With its age, all its parts (over several pages of them), the attempts, and the time it has left."""
+    """With its age, all its parts (over several pages of them), how often it was claimed, and the time it has left."""
     async with bench(tmp_path) as on:
         upload, _ = await on.begin(*[b"part"] * 7)
         await on.tools.stores.changelog.claim(upload.revision, OWNER, old=None, not_before=0)
@@ -127,11 +128,11 @@ async def test_an_upload_in_progress_is_listed(tmp_path: Path) -> None:
         fields = report.fields()
         assert (fields["usecase"], fields["scopes"], fields["key"]) == ("media", [["org", "1"]], "a film")
         assert (fields["parts"], fields["bytes"], fields["stored"]) == (7, 28, "parts")
-        assert (fields["age_seconds"], fields["attempts"], fields["state"]) == (600, 1, "open")
+        assert (fields["age_seconds"], fields["claims"], fields["state"]) == (600, 1, "open")
         name, line = report.text().splitlines()
         assert name == f"media/org.1/objects/a%20film/{upload.revision.uuid}" == fields["revision"]
         assert line == (
-            "    begun 10m ago, 7 parts, 28 B, 1 attempt to complete it; "
+            "    begun 10m ago, 7 parts, 28 B, claimed 1 time to be completed; "
             "an upload in progress: aborted in 50m, unless it is completed before"
         )
 
@@ -182,7 +183,7 @@ async def test_reasons_follow_an_upload_through_its_life(tmp_path: Path) -> None
         condemned = await on.tools.stores.changelog.condemn(own, on.clock.now() + MICROS_PER_SECOND)
         assert condemned is not None
         assert "a sweeper is settling it" in operators.reason(condemned, on.clock.now())
-        assert (await on.uploads())[0].fields()["attempts"] is None
+        assert (await on.uploads())[0].fields()["claims"] is None
         on.clock.advance(2)
         assert "another goes on at the next sweep" in operators.reason(condemned, on.clock.now())
         assert await on.settled(upload.revision) == [
@@ -243,6 +244,31 @@ async def test_settle_deletes_what_no_row_points_to(tmp_path: Path) -> None:
         assert await on.settled(revision) == ["forgotten: there was nothing left to settle"]
         (unknown,) = await operators.settle(on.tools, revision)
         assert (unknown.failed, unknown.text) == (True, "the change log has no entry of it")
+
+
+@pytest.mark.parametrize("how", ["abort", "settle"])
+async def test_what_another_has_failed_over_can_be_ended_at_once(tmp_path: Path, how: str) -> None:
+    """An entry that was condemned by who has died or failed since then is settled before its lease is over."""
+    async with bench(tmp_path) as on:
+        upload, _ = await on.begin(b"part")
+        on.script.at("long_term.abort", FailBefore(Unavailable("a moment of trouble")))
+        (text,) = await on.settled(upload.revision)
+        assert text == "a moment of trouble"
+        if how == "settle":
+            assert await on.settled(upload.revision) == [
+                "deleted: no object has this blob; the entry stays for a second look"
+            ]
+        else:
+            aborting = asyncio.create_task(operators.abort(on.tools, upload.revision))
+            while not aborting.done():
+                await asyncio.sleep(0.001)
+                on.clock.advance(LIMITS.complete_poll_seconds)
+            assert not aborting.result().failed
+        (entry,) = await on.tools.stores.changelog.find(upload.revision)
+        assert entry.not_before > on.clock.now()
+        assert not list(tmp_path.rglob("*.parts"))
+        (text,) = await on.settled(upload.revision)
+        assert text.startswith("left as it is: given up, and its blob was deleted")
 
 
 async def test_settle_keeps_what_a_client_may_ask_for(tmp_path: Path) -> None:

@@ -2,11 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.unit.tiering.world import LARGE, POINT, SMALL, BytesBody, World, object_id, open_world, payload_of
-from tierstore.errors import Busy, NoSuchUpload, ObjectNotFound, Unavailable
+from tierstore.errors import (
+    Busy,
+    ClientDisconnected,
+    InvalidPart,
+    NoSuchUpload,
+    ObjectNotFound,
+    TierstoreError,
+    Unavailable,
+)
+from tierstore.limits import Limits
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FailBefore, Pause
@@ -25,6 +35,7 @@ def _service(world: World, mutations_max: int = 64) -> tuple[ObjectService, Task
         world.high_volume,
         world.long_term,
         world.changelog,
+        limits=world.limits,
         ids=world.ids,
         mutations=mutations,
     )
@@ -106,9 +117,9 @@ async def test_a_write_that_has_not_arrived_ends_with_its_caller() -> None:
         await world.check_settled()
 
 
-async def _begun(service: ObjectService) -> tuple[UploadId, list[PartName]]:
+async def _begun(service: ObjectService, key: str = "k") -> tuple[UploadId, list[PartName]]:
     """An upload with two parts."""
-    upload = await service.initiate_upload(object_id("k"), Metadata())
+    upload = await service.initiate_upload(object_id(key), Metadata())
     parts = [await service.upload_part(upload, number, BytesBody(LARGE), None) for number in (1, 2)]
     return upload, [PartName(part.number, part.etag) for part in parts]
 
@@ -197,6 +208,58 @@ async def test_a_failure_that_nobody_waits_for_is_reported() -> None:
         pause.release.set()
         await mutations.drain(5)
         assert reported == ["put"]
+
+
+@pytest.mark.parametrize("error", [InvalidPart("scripted"), ClientDisconnected("scripted")])
+async def test_mistakes_of_callers_that_have_gone_are_nobodys_failure(error: TierstoreError) -> None:
+    """What a caller is to blame for is told to the caller, if it is still there, and else to nobody."""
+    async with open_world() as world:
+        service, mutations, reported = _service(world)
+        upload, names = await _begun(service)
+        pause = Pause()
+        world.script.at("high_volume.head", pause)
+        world.script.at("long_term.complete", FailBefore(error))
+        caller = asyncio.create_task(service.complete_upload(upload, names))
+        await pause.reached.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        pause.release.set()
+        assert await mutations.drain(5) == 0
+        assert world.script.unused == []
+        assert reported == []
+        await service.complete_upload(upload, names)
+
+
+async def test_few_completions_go_on_without_their_callers() -> None:
+    """A client that comes and goes cannot fill the process: the next completion is refused as busy, and only that."""
+    async with open_world(replace(Limits.tiny(), left_completions_max=2)) as world:
+        service, mutations, _ = _service(world)
+        begun = [await _begun(service, f"k{number}") for number in range(4)]
+        pauses = [Pause(after_effect=True) for _ in range(3)]
+        world.script.at("long_term.complete", *pauses)
+        callers = []
+        for pause, (upload, names) in zip(pauses, begun, strict=False):
+            callers.append(asyncio.create_task(service.complete_upload(upload, names)))
+            await pause.reached.wait()
+        for caller in callers[1:]:
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+        calls = len(world.script.trace)
+        with pytest.raises(Busy):
+            await service.complete_upload(*begun[3])
+        assert len(world.script.trace) == calls
+        assert len(mutations) == 3
+        await service.put(object_id("plain"), Metadata(), BytesBody(LARGE))
+        await service.abort_upload((await _begun(service, "another"))[0])
+        for pause in pauses:
+            pause.release.set()
+        await callers[0]
+        assert await mutations.drain(5) == 0
+        await service.complete_upload(*begun[3])
+        for number in range(4):
+            assert await world.get(f"k{number}") == LARGE + LARGE
 
 
 async def test_mutations_are_bounded() -> None:

@@ -11,7 +11,16 @@ from tierstore.backends.long_term.memory import Repeats
 from tierstore.build import Stores, build_tiering
 from tierstore.changelog.entries import State
 from tierstore.clock import MICROS_PER_SECOND
-from tierstore.errors import GivenUp, InvalidPart, InvalidPartOrder, NoSuchUpload, OutcomeUnknown, Unavailable
+from tierstore.errors import (
+    Busy,
+    ClientMistake,
+    GivenUp,
+    InvalidPart,
+    InvalidPartOrder,
+    NoSuchUpload,
+    OutcomeUnknown,
+    Unavailable,
+)
 from tierstore.limits import Limits
 from tierstore.testing.faults import ArriveLate, FailBefore, Interpose, Pause
 from tierstore.testing.ids import SeededIds
@@ -295,18 +304,175 @@ async def test_a_sweeper_that_died_after_condemning_makes_attempts_ask_for_a_ret
         [entry] = await world.raw_changelog.find(world.upload.revision)
         lease = world.clock.now() + int(world.limits.sweep_lease_seconds * MICROS_PER_SECOND)
         assert await world.raw_changelog.condemn(entry, lease) is not None
-        for attempt in (world.complete, lambda: world.uploads.abort(world.upload)):
-            task = asyncio.ensure_future(attempt())
-            while not task.done():
-                await asyncio.sleep(0)
-                world.clock.advance(world.limits.complete_poll_seconds)
-            with pytest.raises(Unavailable, match="being settled"):
-                await task
+        begun = world.clock.monotonic()
+        with pytest.raises(Unavailable, match="being settled"):
+            await world.complete()
+        assert world.clock.monotonic() - begun >= world.limits.complete_wait_seconds_max
         await world.sweep()
         with pytest.raises(NoSuchUpload):
             await world.complete()
         await world.sweep()
         await world.check_settled()
+
+
+@pytest.mark.parametrize("call", ["high_volume.fence", "changelog.find", "long_term.abort", "long_term.delete"])
+async def test_an_abort_that_failed_half_way_can_be_repeated_at_once(call: str) -> None:
+    """Not only when the lease of the first one is over: nobody else could end or complete the upload until then."""
+    async with open_world() as world:
+        await world.begin_upload("k", UPLOADED)
+        begun = world.clock.monotonic()
+        world.script.at(call, *([None] if call == "changelog.find" else []), FailBefore(Unavailable("scripted")))
+        with pytest.raises(Unavailable, match="scripted"):
+            await world.abort()
+        assert world.script.unused == []
+        await world.abort()
+        assert world.clock.monotonic() - begun < world.limits.sweep_lease_seconds / 2
+        assert world.disk.uploads == {}
+        with pytest.raises(NoSuchUpload):
+            await world.complete()
+        await world.sweep()
+        await world.sweep()
+        await world.check_settled()
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_an_abort_that_settles_what_another_is_settling_does_no_harm(committed: bool) -> None:
+    """It has waited, and the other one has not died but goes on afterwards; a completed upload stays completed."""
+    async with open_world() as world:
+        await world.begin_upload("k", UPLOADED)
+        if committed:
+            world.script.at("changelog.mark_done", FailBefore(Unavailable("scripted")))
+            await world.complete()
+            await world.drain()
+        pause = Pause(after_effect=True)
+        world.script.at("high_volume.fence", pause)
+        settling = asyncio.create_task(_settle_upload(world))
+        await pause.reached.wait()
+        if committed:
+            with pytest.raises(NoSuchUpload, match="was completed"):
+                await world.abort()
+        else:
+            await world.abort()
+        pause.release.set()
+        await settling
+        assert await world.get("k") == (UPLOADED if committed else None)
+        await world.sweep()
+        await world.sweep()
+        await world.check_settled()
+        assert await world.get("k") == (UPLOADED if committed else None)
+
+
+async def _assembled(world: World) -> None:
+    """An upload that was assembled, and whose commit failed."""
+    await world.begin_upload("k", UPLOADED)
+    world.script.at(POINT, FailBefore(Unavailable("scripted")))
+    with pytest.raises(Unavailable, match="scripted"):
+        await world.complete()
+
+
+@pytest.mark.parametrize("mistake", [InvalidPart, InvalidPartOrder])
+async def test_an_object_is_not_made_of_other_parts_than_its_client_names(mistake: type[ClientMistake]) -> None:
+    """That of an earlier attempt is there already: the store tells, and so is the client told; the first list works."""
+    async with open_world() as world:
+        await world.put("k", OTHER)
+        await _assembled(world)
+        world.script.at("long_term.complete", FailBefore(mistake("made of other parts")))
+        with pytest.raises(mistake):
+            await world.complete()
+        await world.drain()
+        assert await world.get("k") == OTHER
+        await world.complete()
+        assert await world.get("k") == UPLOADED
+        await world.sweep()
+        await world.check_settled()
+
+
+@pytest.mark.parametrize("later", ["nothing", "small", "large", "upload", "delete"])
+@pytest.mark.parametrize("cleaned", [True, False])
+@pytest.mark.parametrize("call", ["long_term.complete", "long_term.head"])
+async def test_of_an_upload_that_is_committed_meanwhile_no_attempt_fails(call: str, cleaned: bool, later: str) -> None:
+    """Not even one with other parts, which the store has refused: it comes too late to be told of its mistake."""
+    async with open_world() as world:
+        await world.begin_upload("k", UPLOADED)
+
+        async def overtake() -> None:
+            if not cleaned:
+                failures = [FailBefore(Unavailable("scripted"))] * (1 if later == "nothing" else 2)
+                world.script.at("changelog.mark_done", *failures)
+            await world.uploads.complete(world.upload, world.parts)
+            await world.drain()
+            await LATER[later](world)
+            await world.drain()
+
+        if call == "long_term.complete":
+            world.script.at(call, Interpose(overtake))
+        else:
+            world.script.at("long_term.complete", FailBefore(InvalidPart("made of other parts")))
+            world.script.at(call, Interpose(overtake))
+        await world.complete()
+        expected = {"nothing": UPLOADED, "small": SMALL, "large": OTHER, "upload": OTHER, "delete": None}[later]
+        assert await world.get("k") == expected
+        await world.sweep()
+        await world.check_settled()
+
+
+async def test_an_assembled_upload_that_is_not_committed_is_not_told_to_be_gone() -> None:
+    """Its client is told to complete it again, which helps; of one that is gone it is told so."""
+    async with open_world() as world:
+        await _assembled(world)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="complete it again"):
+                await world.uploads.list_parts(world.upload, 0, 3)
+            with pytest.raises(Unavailable, match="complete it again"):
+                await world.uploads.upload_part(world.upload, 1, BytesBody(b"late"), None)
+        await world.complete()
+        await world.drain()
+        with pytest.raises(NoSuchUpload):
+            await world.uploads.list_parts(world.upload, 0, 3)
+        with pytest.raises(NoSuchUpload):
+            await world.uploads.upload_part(world.upload, 1, BytesBody(b"late"), None)
+
+
+@pytest.mark.parametrize("call", ["long_term.complete", "long_term.head"])
+async def test_an_attempt_does_not_wait_for_a_store_without_end(call: str) -> None:
+    """It gives up when the time of an operation is over; a retry has its own."""
+    async with open_world(replace(Limits.tiny(), operation_deadline_seconds=0.05)) as world:
+        await world.begin_upload("k", UPLOADED)
+        pause = Pause()
+        world.script.at(call, pause)
+        async with asyncio.timeout(10):
+            with pytest.raises(GivenUp):
+                await world.uploads.complete(world.upload, world.parts)
+        assert pause.reached.is_set()
+        await world.complete()
+        assert await world.get("k") == UPLOADED
+        await world.drain()
+        await world.check_settled()
+
+
+async def test_attempts_at_one_upload_are_bounded() -> None:
+    """More of them are told to try again before anything is done for them; other uploads go on, and so do retries."""
+    async with open_world(replace(Limits.tiny(), upload_attempts_max=2)) as world:
+        await world.begin_upload("other", UPLOADED)
+        other, its_parts = world.upload, world.parts
+        await world.begin_upload("k", UPLOADED)
+        pauses = [Pause(), Pause()]
+        world.script.at("long_term.complete", *pauses)
+        attempts = [asyncio.create_task(world.uploads.complete(world.upload, world.parts)) for _ in pauses]
+        for pause in pauses:
+            await pause.reached.wait()
+        calls = len(world.script.trace)
+        for _ in range(3):
+            with pytest.raises(Busy):
+                await world.uploads.complete(world.upload, world.parts)
+        assert len(world.script.trace) == calls
+        await world.uploads.complete(other, its_parts)
+        for pause in pauses:
+            pause.release.set()
+        await asyncio.gather(*attempts)
+        for _ in range(3):
+            await world.uploads.complete(world.upload, world.parts)
+        assert await world.get("k") == await world.get("other") == UPLOADED
 
 
 @pytest.mark.parametrize("repeats", Repeats)

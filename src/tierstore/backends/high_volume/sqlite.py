@@ -42,6 +42,7 @@ from tierstore.types.ids import AS_STORED, ObjectId, Version
 
 _INLINE, _TOMBSTONE, _GONE = 0, 1, 2
 """Values of ``rows.kind``; the statements below have them as literals, so that the partial indexes are used."""
+_REVISION_BYTES = 16
 
 SCHEMA = Schema(
     application_id=0x74734856,  # "tsHV"
@@ -172,12 +173,13 @@ class SqliteHighVolume(HighVolumeBackend):
             if record is None:
                 return None
             version, kind, metadata, revision, expires, checksum, payload = record
-            if kind == _INLINE:
+            content = _head_content(kind, metadata, revision)
+            if isinstance(content, InlineHead):
                 if payload is None or xxhash.xxh3_128_digest(payload) != checksum:
                     _corrupt_reads.inc()
                     raise CorruptObject(f"the payload of {object_id} does not match its checksum")
                 return Row(version, Inline(metadata, payload), expires)
-            return Row(version, Tombstone(metadata, UUID(bytes=revision)) if kind == _TOMBSTONE else Gone(), expires)
+            return Row(version, content, expires)
 
         return await self._database.read(work)
 
@@ -358,14 +360,30 @@ def _found_row(record: Sequence[Any]) -> FoundRow:
 
 def _row_head(record: Sequence[Any]) -> RowHead:
     version, kind, metadata, revision, expires, fenced = record
-    content: HeadContent
-    if kind == _INLINE:
-        content = InlineHead(metadata)
-    elif revision is not None:
-        content = Tombstone(metadata, UUID(bytes=revision))
-    else:
-        content = Gone()
-    return RowHead(version, content, expires, fenced)
+    return RowHead(version, _head_content(kind, metadata, revision), expires, fenced)
+
+
+def _head_content(kind: int, metadata: bytes | None, revision: bytes | None) -> HeadContent:
+    """What a row holds, but for a payload. Raises `CorruptObject` for columns that were never written so."""
+    if kind == _INLINE and metadata is not None:
+        return InlineHead(metadata)
+    if kind == _TOMBSTONE:
+        return _tombstone(metadata, revision)
+    if kind == _GONE:
+        return Gone()
+    raise _damaged()
+
+
+def _tombstone(metadata: bytes | None, revision: bytes | None) -> Tombstone:
+    """The content of a row that points to a blob. Raises `CorruptObject` for columns that were never written so."""
+    if metadata is None or revision is None or len(revision) != _REVISION_BYTES:
+        raise _damaged()
+    return Tombstone(metadata, UUID(bytes=revision))
+
+
+def _damaged() -> CorruptObject:
+    _corrupt_reads.inc()
+    return CorruptObject("a row of the high-volume store is damaged: its columns do not fit its kind")
 
 
 def _tombstone_row(connection: Connection, path: bytes) -> TombstoneRow | None:
@@ -373,7 +391,7 @@ def _tombstone_row(connection: Connection, path: bytes) -> TombstoneRow | None:
     if record is None:
         return None
     version, metadata, revision, expires = record
-    return TombstoneRow(version, Tombstone(metadata, UUID(bytes=revision)), expires)
+    return TombstoneRow(version, _tombstone(metadata, revision), expires)
 
 
 def _columns(content: Content) -> tuple[int, bytes | None, bytes | None]:

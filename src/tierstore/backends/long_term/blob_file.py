@@ -182,6 +182,31 @@ def _read_header(fd: int, file: Path) -> Header:
     return header
 
 
+def _read_table(fd: int, header: Header, file: Path) -> bytes:
+    """The verified table of the parts."""
+    table = read_exactly(fd, header.table_bytes, header.byte_count)
+    if table is None or xxhash.xxh3_128_digest(table) != header.checksum:
+        raise CorruptObject(f"blob {file.stem}: the table of parts does not match its checksum")
+    if sum(size for _, size, _, _ in _RECORD.iter_unpack(table)) != header.size:
+        raise CorruptObject(f"blob {file.stem}: the parts are not as long as the blob")
+    return table
+
+
+def read_manifest(file: Path, revision: Revision) -> Sequence[tuple[int, bytes]] | None:
+    """Numbers and nonces of the parts that the blob in ``file`` is made of; None if it is another object's.
+
+    Raises `CorruptObject` as `read_header`, and for a damaged table.
+    """
+    fd = open_to_read(file)
+    try:
+        header = _read_header(fd, file)
+        if header.path != revision.storage_path:
+            return None
+        return [(number, nonce) for number, _, _, nonce in _RECORD.iter_unpack(_read_table(fd, header, file))]
+    finally:
+        os.close(fd)
+
+
 class BlobWriter:
     """One blob on its way into a store: a temporary file that is published whole, or discarded.
 
@@ -261,7 +286,8 @@ class BlobWriter:
 def write_manifest(store: StoreDirectory, revision: Revision, parts: Sequence[PartHeader], stored: UnixMicros) -> None:
     """Make the blob that ``parts``, which are durable, hold one after the other; durable and visible on return.
 
-    Only while the upload is locked. Raises `Unavailable` if it may have become visible without being durable; after any
+    Takes from the reserve of the disk, if it must: it is small, and what it makes use of is there already. Only while
+    the upload is locked. Raises `Unavailable` if it may have become visible without being durable; after any
     other error it has not.
     """
     table = b"".join(_RECORD.pack(part.number, part.size, part.checksum, part.nonce) for part in parts)
@@ -269,12 +295,16 @@ def write_manifest(store: StoreDirectory, revision: Revision, parts: Sequence[Pa
     header = Header(revision.storage_path, size, stored, xxhash.xxh3_128_digest(table), len(parts))
     file = store.blob_file(revision.uuid)
     temporary = store.temporary_file()
-    store.check_room(header.file_bytes)
     try:
         write_new(temporary, [header.encode(), table])
         store.move(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+    make_durable(store, file)
+
+
+def make_durable(store: StoreDirectory, file: Path) -> None:
+    """Make the name of a blob's file, which is visible, durable. Raises `Unavailable` if that fails."""
     try:
         store.make_durable(file)
     except OSError as error:
@@ -337,6 +367,7 @@ class BlobReader:
     def open(self) -> bytes | None:
         """Open the blob and return its first chunk (empty if nothing is to be read), or None if it is absent.
 
+        It is absent as well if it is deleted before there is a chunk, so that a reader finds what has replaced it.
         Header and chunk are two reads, because a second call costs less than cutting one buffer in two.
         Raises `CorruptObject`, or `InvariantBroken` for a span outside the blob.
         """
@@ -348,6 +379,9 @@ class BlobReader:
             try:
                 self._begin(self._fd)
                 return self._read()
+            except Unavailable:  # the parts went away, and the blob before them
+                self._close()
+                return None
             except BaseException:
                 self._close()
                 raise
@@ -384,20 +418,11 @@ class BlobReader:
         self._left = len(span)
         whole = len(span) == header.size
         if header.parts:
-            self._stretches = _stretches(self._table(fd, header), None if whole else span)
+            self._stretches = _stretches(_read_table(fd, header, self._file), None if whole else span)
         else:
             self._position = header.byte_count + span.start
             self._here = len(span)
             self._expected = header.checksum if whole else None
-
-    def _table(self, fd: int, header: Header) -> bytes:
-        """The verified table of the parts."""
-        table = read_exactly(fd, header.table_bytes, header.byte_count)
-        if table is None or xxhash.xxh3_128_digest(table) != header.checksum:
-            raise CorruptObject(f"blob {self._file.stem}: the table of parts does not match its checksum")
-        if sum(size for _, size, _, _ in _RECORD.iter_unpack(table)) != header.size:
-            raise CorruptObject(f"blob {self._file.stem}: the parts are not as long as the blob")
-        return table
 
     def _read(self) -> bytes:
         if not self._here:

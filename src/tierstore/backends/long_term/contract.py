@@ -9,15 +9,16 @@ laws in `tierstore.testing.laws.long_term`:
   before it hands out the last chunk, so that damaged bytes are never delivered as a whole object.
 - A stream that was opened before a `delete` either goes on to the end or fails: never other bytes, never a short one
   that looks whole.
-- Errors: `Unavailable`, `Busy` and `StorageFull` from any method; `CorruptObject` from reads. Each method says what
-  may have happened.
+- Errors: `Unavailable`, `Busy` and `StorageFull` from any method; `CorruptObject` from reads, and from what goes on
+  with an upload when what the store keeps of it is damaged. Each method says what may have happened.
 - An upload is one more way in which a blob comes to be: in parts, in any order, through any number of processes, and
   kept through restarts until it is completed or aborted. Until it is completed there is no blob: `get`, `head` and
   `list` do not see it. The blob of a completed upload is like any other: read, ranged, verified and deleted as one.
 - Once an upload has been aborted, no blob of its revision appears through it; once it has been completed, its parts
   cannot be changed. Of any number of `complete` and `abort` calls at the same time, one takes effect.
 - What repeating `complete` or `abort` answers, stores differ in: success, or `NoSuchUpload`. So nothing is ever decided
-  by that answer: look at the blob.
+  by that answer: look at the blob. But a store that can tell of which parts it has made a blob refuses to be asked for
+  another one of the same upload.
 - The user's key is data: names in the store are derived from the revision's UUID or encoded.
 """
 
@@ -87,7 +88,11 @@ class LongTermBackend(ABC):
 
     @abstractmethod
     async def head(self, revision: Revision) -> BlobInfo | None:
-        """What is known of the blob, without reading it; None if it is absent. Safe to repeat."""
+        """What is known of the blob, without reading it; None if it is absent. Safe to repeat.
+
+        The blob of an upload is durable when this returns, whatever `complete` has answered, or has not answered yet:
+        by this its object is committed. If that cannot be had, `Unavailable`, and never `StorageFull`.
+        """
 
     @abstractmethod
     async def delete(self, revision: Revision) -> None:
@@ -124,16 +129,21 @@ class LongTermBackend(ABC):
         other content have other ETags. Holds at most a few chunks in memory. A source that yields another number of
         bytes fails with `InvariantBroken`. With ``md5``, the bytes must have that digest, else `ChecksumMismatch`.
 
-        Raises `NoSuchUpload`, if possible before anything is read from ``source``. An exception out of ``source``,
-        cancellation, `ChecksumMismatch` and `StorageFull`: no part is stored, and the one before stays. `Unavailable`:
-        it may be stored, even some time later. Safe to repeat with an equal source.
+        Raises `NoSuchUpload`, if possible before anything is read from ``source``, and `CorruptObject`, before that,
+        if what the store keeps of the upload is damaged: then it can only be aborted. Then, and on an exception out of
+        ``source``, cancellation, `ChecksumMismatch` and `StorageFull`, no part is stored, and the one before stays.
+        `Unavailable`: it may be stored, even some time later. Safe to repeat with an equal source.
+
+        Of a part and a `complete` at the same time, either the part is stored before the upload is completed, and then
+        names that it has made stale are an `InvalidPart`, or it is refused with `NoSuchUpload`.
         """
 
     @abstractmethod
     async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
         """The parts whose numbers are above ``after``, at most ``limit`` (1 or more), ascending.
 
-        Raises `NoSuchUpload`, also when the upload has been completed. Safe to repeat.
+        Raises `NoSuchUpload`, also when the upload has been completed; `CorruptObject` if what the store keeps of the
+        upload is damaged. Safe to repeat.
         """
 
     @abstractmethod
@@ -143,16 +153,18 @@ class LongTermBackend(ABC):
         The blob is durable and visible when this returns, if the upload was in progress. Raises, with the upload as it
         was: `InvalidPartOrder`; `InvalidPart` for a part that is not there or has another ETag; `EntityTooSmall` for
         one below ``part_bytes_min`` that is not the last; `ObjectTooLarge` when all together are beyond
-        ``object_bytes_max``. For an upload that is not in progress: as a repetition, see above. `Unavailable`: the blob
-        may be there, or appear later. Safe to repeat; with other parts only after a client's mistake.
+        ``object_bytes_max``; `CorruptObject` if what the store keeps of the upload is damaged: then it can only be
+        aborted. For an upload that is not in progress: as a repetition, see above; one that was completed with other
+        parts is `InvalidPart` or `InvalidPartOrder` where the store can tell. `Unavailable`: the blob may be there, or
+        appear later. Safe to repeat; with other parts only after a client's mistake.
         """
 
     @abstractmethod
     async def abort(self, upload: UploadId | Revision) -> None:
         """End the upload, or all uploads of a revision, and remove their parts, durably. A blob is never touched.
 
-        For an upload that is not in progress: as a repetition, see above. Given a revision, always success. Safe to
-        repeat.
+        A damaged upload is ended like any other. For one that is not in progress: as a repetition, see above. Given a
+        revision, always success, also where there is nothing, or only what is another object's. Safe to repeat.
         """
 
     @abstractmethod

@@ -12,8 +12,8 @@ share. The files are described in `tierstore.backends.long_term.blob_file`, the 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,12 +23,12 @@ from weakref import WeakValueDictionary
 import structlog
 
 from tierstore import telemetry
-from tierstore.backends.long_term.blob_file import BlobReader, BlobWriter, Header, read_header
+from tierstore.backends.long_term.blob_file import BlobReader, BlobWriter, Header, make_durable, read_header
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
 from tierstore.backends.long_term.file_threads import FileThreads, Job
 from tierstore.backends.long_term.part_file import PART_NONCE_BYTES, PartWriter
 from tierstore.backends.long_term.store_directory import StoreDirectory, leaf_name
-from tierstore.backends.long_term.upload_directory import Done, UploadDirectory
+from tierstore.backends.long_term.upload_directory import Done, Held, UploadDirectory
 from tierstore.clock import Clock
 from tierstore.errors import CorruptObject, InvalidRequest, StartupError, TierstoreError, Unavailable
 from tierstore.idsource import IdSource
@@ -45,6 +45,7 @@ T = TypeVar("T")
 _BATCH_CHUNKS_MAX = 1024
 """Chunks that are written together, however short they are: as many as one gathering write takes."""
 _LOCK_POLL_SECONDS = 0.01
+_CHANGING = "others are changing the upload; try again"
 _corrupt_reads = telemetry.corrupt_reads.labels("long_term")
 
 
@@ -119,7 +120,7 @@ class FilesystemLongTerm(LongTermBackend):
 
     async def head(self, revision: Revision) -> BlobInfo | None:
         with self._operation(), _counted():
-            header = await self._threads.run(read_header, self._store.blob_file(revision.uuid))
+            header = await self._threads.run(self._header, revision)
             if header is None:
                 return None
             if header.path != revision.storage_path:
@@ -130,7 +131,7 @@ class FilesystemLongTerm(LongTermBackend):
         with self._operation():
             if revision.is_upload:
                 upload = self._upload(revision)
-                await self._locked(upload, revision, True, lambda _: upload.delete())
+                await self._locked(upload, revision, lambda _: upload.delete())
             else:
                 await self._threads.run(self._store.remove, self._store.blob_file(revision.uuid))
 
@@ -160,7 +161,7 @@ class FilesystemLongTerm(LongTermBackend):
                     await beginning.settle()
                 finally:
                     # Nobody knows of it yet, so nobody holds it.
-                    await self._threads.complete(upload.locked, True, partial(upload.abort, False))
+                    await self._threads.complete(upload.locked, partial(upload.abort, False))
                 raise
             return ""
 
@@ -179,13 +180,9 @@ class FilesystemLongTerm(LongTermBackend):
                     await writing.add(chunk)
                 rest = await writing.rest()
                 part = await self._threads.run(writer.finish, rest, self._clock.now(), md5)
-                await self._locked(directory, revision, False, partial(directory.publish, writer))
-            except BaseException as error:
-                try:
-                    if isinstance(error, asyncio.CancelledError) and writer.is_published:
-                        await self._withdraw(directory, revision, writer)
-                finally:
-                    await writing.discard()
+                await self._publish(directory, revision, writer)
+            except BaseException:
+                await writing.discard()
                 raise
             # Not waited for: a cancellation during the wait would come too late to take the part back.
             self._threads.start(writer.discard)
@@ -199,14 +196,14 @@ class FilesystemLongTerm(LongTermBackend):
         with self._operation():
             revision = upload.revision
             work = partial(self._upload(revision).complete, parts, self._clock.now())
-            await self._locked(self._upload(revision), revision, True, work)
+            await self._locked(self._upload(revision), revision, work)
 
     async def abort(self, upload: UploadId | Revision) -> None:
         with self._operation():
             known = isinstance(upload, UploadId)
             revision = upload.revision if isinstance(upload, UploadId) else upload
             directory = self._upload(revision)
-            await self._locked(directory, revision, True, partial(directory.abort, known))
+            await self._locked(directory, revision, partial(directory.abort, known))
 
     async def remove_debris(self) -> int:
         with self._operation():
@@ -255,29 +252,76 @@ class FilesystemLongTerm(LongTermBackend):
     def _upload(self, revision: Revision) -> UploadDirectory:
         return UploadDirectory(self._store, revision, self._limits)
 
-    async def _locked(
-        self, upload: UploadDirectory, revision: Revision, exclusive: bool, work: Callable[[bool], T]
-    ) -> T:
+    async def _locked(self, upload: UploadDirectory, revision: Revision, work: Callable[[bool], T]) -> T:
         """The result of ``work``, done while the upload is locked; it is told whether there is one.
 
         Raises `Unavailable` if others hold the upload for ``upload_lock_wait_seconds_max``: nothing was done.
         """
-        deadline = self._clock.monotonic() + self._limits.upload_lock_wait_seconds_max
-        async with self._upload_locks.setdefault(revision.uuid, asyncio.Lock()):
-            while True:
-                outcome = await self._threads.run(upload.locked, exclusive, work)
-                if isinstance(outcome, Done):
-                    return outcome.result
-                if self._clock.monotonic() >= deadline:
-                    raise Unavailable("others are changing the upload")
-                await self._clock.sleep(_LOCK_POLL_SECONDS)
+        async with self._turn(revision) as ends:
+            return await self._held(lambda: self._threads.run(upload.locked, work), ends)
+
+    @asynccontextmanager
+    async def _turn(self, revision: Revision) -> AsyncIterator[float]:
+        """The caller's turn among this instance's operations that change the upload; gives when its wait must end.
+
+        Raises `Unavailable` if it does not come in ``upload_lock_wait_seconds_max``.
+        """
+        seconds = self._limits.upload_lock_wait_seconds_max
+        ends = self._clock.monotonic() + seconds
+        turn = self._upload_locks.setdefault(revision.uuid, asyncio.Lock())
+        try:
+            async with asyncio.timeout(seconds):
+                await turn.acquire()
+        except TimeoutError:
+            raise Unavailable(_CHANGING) from None
+        try:
+            yield ends
+        finally:
+            turn.release()
+
+    async def _held(self, attempt: Callable[[], Awaitable[Done[T] | Held]], ends: float) -> T:
+        """The result of what ``attempt`` does, once no other process holds the upload.
+
+        Raises `Unavailable` if one holds it until ``ends``: nothing was done.
+        """
+        while True:
+            outcome = await attempt()
+            if isinstance(outcome, Done):
+                return outcome.result
+            if self._clock.monotonic() >= ends:
+                raise Unavailable(_CHANGING)
+            await self._clock.sleep(_LOCK_POLL_SECONDS)
+
+    async def _publish(self, upload: UploadDirectory, revision: Revision, writer: PartWriter) -> None:
+        """Make a finished part one of the upload's, durably. If its caller is cancelled, take it back.
+
+        All in one turn: if another part with the number came between, taking that one back would bring back this one.
+        """
+        async with self._turn(revision) as ends:
+            try:
+                await self._held(lambda: self._threads.run(upload.locked, partial(upload.publish, writer)), ends)
+                await self._threads.run(writer.make_durable)
+            except asyncio.CancelledError:
+                if writer.is_published:
+                    await self._withdraw(upload, revision, writer)
+                raise
 
     async def _withdraw(self, upload: UploadDirectory, revision: Revision, writer: PartWriter) -> None:
         """Take a published part back, because its caller was cancelled. Raises nothing of the store's."""
+        ends = self._clock.monotonic() + self._limits.upload_lock_wait_seconds_max
         try:
-            await self._locked(upload, revision, True, partial(upload.withdraw, writer))
+            await self._held(lambda: self._threads.complete(upload.locked, partial(upload.withdraw, writer)), ends)
         except TierstoreError as error:
             log.warning("cancelled part not withdrawn", blob=str(revision.uuid), error=str(error))
+
+    def _header(self, revision: Revision) -> Header | None:
+        """The header of a blob, or None; the blob of an upload is durable by then. Blocking."""
+        file = self._store.blob_file(revision.uuid)
+        header = read_header(file)
+        if header is not None and revision.is_upload:
+            # Whoever has made it may still be at that, or have died or failed over it.
+            make_durable(self._store, file)
+        return header
 
     def _scan(self, leaf: str, prefix: str, after: UUID | None, limit: int) -> Sequence[BlobInfo]:
         """The blobs of one leaf directory whose paths have the prefix. Blocking."""

@@ -63,6 +63,8 @@ class StoredPart:
 class MemoryUpload:
     """An upload in progress."""
 
+    revision: Revision
+    """Of what, as the upload itself says."""
     store_id: str
     parts: dict[int, StoredPart] = field(default_factory=dict)
 
@@ -134,7 +136,7 @@ class MemoryLongTerm(LongTermBackend):
         await self._arrive()
         self._blobs.uploads_begun += 1
         store_id = f"upload-{self._blobs.uploads_begun}"
-        self._blobs.uploads[revision] = MemoryUpload(store_id)
+        self._blobs.uploads[revision] = MemoryUpload(revision, store_id)
         return store_id
 
     async def upload_part(
@@ -176,7 +178,7 @@ class MemoryLongTerm(LongTermBackend):
             self._blobs.uploads.pop(upload, None)
             return
         try:
-            self._in_progress(upload)
+            self._known(upload)
         except NoSuchUpload:
             if self._repeats is Repeats.SUCCEED:
                 return
@@ -204,7 +206,14 @@ class MemoryLongTerm(LongTermBackend):
         self._closed = True
 
     def _in_progress(self, upload: UploadId) -> MemoryUpload:
-        """The upload, or `NoSuchUpload`."""
+        """The upload; raises `NoSuchUpload`, and `CorruptObject` for one that is damaged."""
+        found = self._known(upload)
+        if found.revision != upload.revision:
+            raise CorruptObject(f"upload {upload.revision.uuid}: it says that it is another's")
+        return found
+
+    def _known(self, upload: UploadId) -> MemoryUpload:
+        """The upload, damaged or not; raises `NoSuchUpload`."""
         found = self._blobs.uploads.get(upload.revision)
         if found is None or found.store_id != upload.store_id:
             raise NoSuchUpload("the store has no such upload")

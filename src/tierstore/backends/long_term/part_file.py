@@ -38,7 +38,7 @@ import xxhash
 from tierstore.backends.long_term.file_access import create, is_same_file, open_to_read, write_all
 from tierstore.backends.long_term.store_directory import StoreDirectory, part_name, sync_directory
 from tierstore.clock import UnixMicros
-from tierstore.errors import ChecksumMismatch, CorruptObject, Unavailable
+from tierstore.errors import ChecksumMismatch, CorruptObject, NoSuchUpload, Unavailable
 from tierstore.types.ids import Revision
 from tierstore.types.multipart import Part
 
@@ -82,6 +82,14 @@ class PartHeader:
     def part(self) -> Part:
         """What is known of the part."""
         return Part(self.number, self.etag, self.size, self.stored)
+
+
+def nonce_of(etag: str) -> bytes:
+    """The nonce that an ETag ends with; empty if it is none of ours."""
+    try:
+        return bytes.fromhex(etag[-2 * PART_NONCE_BYTES :])
+    except ValueError:
+        return b""
 
 
 def parse_part_header(raw: bytes) -> PartHeader:
@@ -130,7 +138,7 @@ class PartWriter:
     """One part on its way into an upload: a temporary file that is finished, then published whole, or discarded.
 
     Used by one thread at a time. Nothing is on disk before the first `write` or `finish`. `discard` must follow any
-    failure. `publish`, and `withdraw` after it, run while the upload is locked.
+    failure. `publish`, and `withdraw` after it, run while the upload is locked; `make_durable` need not.
     """
 
     def __init__(self, store: StoreDirectory, revision: Revision, number: int, size: int, nonce: bytes) -> None:
@@ -177,17 +185,23 @@ class PartWriter:
         return header.part
 
     def publish(self) -> None:
-        """Make the part one of the upload, durably, in place of the one before.
-
-        Raises `Unavailable` if it may have become one without being durable.
-        """
+        """Make the part one of the upload, in place of the one before; not durably yet."""
         status = os.fstat(self._descriptor())
         with suppress(FileNotFoundError):
             os.link(self._file, self._before)
         self._temporary.rename(self._file)
         self._published = status
+
+    def make_durable(self) -> None:
+        """Make it last that the part has been published.
+
+        Raises `NoSuchUpload` if the upload, and the part with it, has gone meanwhile, and `Unavailable` if the part may
+        be one of the upload's without being durable.
+        """
         try:
             sync_directory(self._file.parent)
+        except FileNotFoundError:
+            raise NoSuchUpload("the upload was aborted while the part was being stored") from None
         except OSError as error:
             # Not translated: out of space promises that nothing was stored, and this came too late for that.
             raise Unavailable("the blob store could not make a part durable") from error

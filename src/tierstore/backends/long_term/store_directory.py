@@ -75,6 +75,8 @@ class StoreDirectory:
         """
         try:
             _make_durable_directory(root)
+            with suppress(PermissionError):  # to make a name in a directory is not to read it
+                sync_directory(root.parent)  # always, as below
             try:
                 root_lock = _lock(root / "lock", make=True)
             except BlockingIOError:
@@ -89,6 +91,8 @@ class StoreDirectory:
     @classmethod
     def _open_locked(cls, root: Path, instance: UUID, reserve_bytes: int) -> "StoreDirectory":
         _check_format(root)
+        # Before the first directory: one without the format file would be taken for somebody else's.
+        sync_directory(root)
         for name in ("blobs", "tmp"):
             (root / name).mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
         # Always: a process that was killed may have made some of them and not synced them.

@@ -20,9 +20,11 @@ An upload is in progress while its directory is there and its blob's file is not
 to its place. It is completed by the rename of one file, the blob's, which names the parts: none of their bytes is
 copied, and from then on none of them is replaced. It is aborted by the rename of its directory out of its place.
 
-Guarantees: who changes an upload holds a lock (``flock``) on its directory, those who complete, abort or delete it
-alone; a lock counts only if the directory is still in its place once it is held. The kernel releases it with the
-process, however that ends, and each of those renames leaves a whole state before it and after it. A deleted blob is
+Guarantees: who changes an upload, by a part too, holds a lock (``flock``) on its directory, alone; a lock counts only
+if the directory is still in its place once it is held. For a part it is not held for longer than two renames take: the
+sync comes after it. The kernel releases it with the process, however that ends, and each of those renames leaves a
+whole state before it and after it; what is left of the parts that a blob has no use for, when the process dies between
+the rename and their removal, goes when somebody completes the upload again. A deleted blob is
 gone before its parts are, so a delete that was cut short between leaves what looks like an upload in progress: deleting
 or aborting again removes it. Does not: wait for a lock; the caller tries again.
 """
@@ -38,9 +40,9 @@ from typing import Generic, TypeVar
 import structlog
 import xxhash
 
-from tierstore.backends.long_term.blob_file import write_manifest
+from tierstore.backends.long_term.blob_file import make_durable, read_manifest, write_manifest
 from tierstore.backends.long_term.file_access import is_same_file, write_new
-from tierstore.backends.long_term.part_file import PartHeader, PartWriter, read_part_header
+from tierstore.backends.long_term.part_file import PartHeader, PartWriter, nonce_of, read_part_header
 from tierstore.backends.long_term.store_directory import (
     StoreDirectory,
     part_name,
@@ -91,8 +93,8 @@ class UploadDirectory:
         self._directory = store.upload_directory(revision.uuid)
         self._blob = store.blob_file(revision.uuid)
 
-    def locked(self, exclusive: bool, work: Callable[[bool], T]) -> Done[T] | Held:
-        """Do ``work`` while the upload is locked, unless it is now; tell it whether there is one.
+    def locked(self, work: Callable[[bool], T]) -> Done[T] | Held:
+        """Do ``work`` while nobody else changes the upload, unless it is now; tell it whether there is one.
 
         Where there is none, ``work`` is done without a lock: an upload begins once, and then nothing of it is left.
         """
@@ -102,7 +104,7 @@ class UploadDirectory:
             return Done(work(False))
         try:
             try:
-                fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return Held()
             # It may have been moved away between the two calls.
@@ -136,13 +138,13 @@ class UploadDirectory:
             raise NoSuchUpload("there is no such upload: it was completed or aborted, or never begun")
 
     def publish(self, writer: PartWriter, found: bool) -> None:
-        """Make a finished part one of the upload's. Under the lock; raises as `require` and `PartWriter.publish`."""
+        """Make a finished part one of the upload's, not durably yet. Under the lock. Raises `NoSuchUpload`."""
         if not found or self._blob.exists():
             raise NoSuchUpload("the upload was completed or aborted while the part was being stored")
         writer.publish()
 
     def withdraw(self, writer: PartWriter, found: bool) -> None:
-        """Take a part back that was published, if the upload is still in progress. Under the lock, alone."""
+        """Take a part back that was published, if the upload is still in progress. Under the lock."""
         if found and not self._blob.exists():
             writer.withdraw()
 
@@ -164,11 +166,10 @@ class UploadDirectory:
         return PartsPage([header.part for header in found], truncated)
 
     def complete(self, parts: Sequence[PartName], stored: UnixMicros, found: bool) -> None:
-        """Make the blob of the named parts, as the contract's ``complete``. Under the lock, alone."""
+        """Make the blob of the named parts, as the contract's ``complete``. Under the lock."""
         invariant(bool(parts), "an upload is completed with a part or more")
         if self._blob.exists():
-            # Whoever completed it may have died before it was durable.
-            self._store.make_durable(self._blob)
+            self._complete_again(parts)
             return
         if not found:
             raise NoSuchUpload("there is no such upload: it was aborted, or never begun")
@@ -179,21 +180,35 @@ class UploadDirectory:
         write_manifest(self._store, self._revision, headers, stored)
         self._remove_others({header.number for header in headers})
 
+    def _complete_again(self, parts: Sequence[PartName]) -> None:
+        """See that the blob is durable, that it is made of the named parts, and that there are no others.
+
+        Whoever made it may have died before that was so.
+        """
+        manifest = read_manifest(self._blob, self._revision)
+        if manifest is None:
+            raise NoSuchUpload("there is no such upload of this object")
+        make_durable(self._store, self._blob)
+        self._remove_others({number for number, _ in manifest})
+        check_part_order(parts)
+        if [(name.number, nonce_of(name.etag)) for name in parts] != list(manifest):
+            raise InvalidPart("the upload has been assembled of other parts, and can be completed with those alone")
+
     def abort(self, known: bool, found: bool) -> None:
-        """End the upload unless it was completed. Under the lock, alone.
+        """End the upload unless it was completed, or is another object's. Under the lock.
 
         If ``known`` by its id, raises `NoSuchUpload` for one that is not in progress.
         """
         completed = self._blob.exists()
-        if not completed:
-            if found and known:
-                self._require_ours_unless_damaged()
+        in_progress = found and not completed and self._is_ours_or_damaged()
+        # Where there is none, what another call has removed may not be durably gone.
+        if in_progress or not (found or completed):
             self._store.remove_directory(self._directory)
-        if known and (completed or not found):
+        if known and not in_progress:
             raise NoSuchUpload("there is no such upload: it was completed or aborted, or never begun")
 
     def delete(self) -> None:
-        """Remove the blob, then the parts, durably; absent is fine. Under the lock, alone."""
+        """Remove the blob, then the parts, durably; absent is fine. Under the lock."""
         self._blob.unlink(missing_ok=True)
         # Before the parts are moved: after a crash of the machine there must be no blob that misses them.
         self._store.make_absence_durable(self._blob)
@@ -251,14 +266,13 @@ class UploadDirectory:
             return False
         return _storage_path(raw, self._directory) == self._revision.storage_path.encode()
 
-    def _require_ours_unless_damaged(self) -> None:
+    def _is_ours_or_damaged(self) -> bool:
+        """Whether the upload may be aborted: a damaged one can never be completed."""
         try:
-            ours = self._is_ours()
+            return self._is_ours()
         except CorruptObject as error:
             log.warning("damaged upload is aborted", error=str(error))
-            return
-        if not ours:
-            raise NoSuchUpload("there is no such upload of this object")
+            return True
 
 
 def _storage_path(raw: bytes, directory: Path) -> bytes:

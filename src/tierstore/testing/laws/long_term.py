@@ -9,10 +9,11 @@ import asyncio
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -45,6 +46,10 @@ CHUNK = 16
 LIMITS = replace(Limits.tiny(), stream_chunk_bytes=CHUNK)
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 5 * CHUNK + 3)
 RACERS = 32
+RACES = 24
+_LEAD_TURNS_MAX = 5_000
+_LOOK_SECONDS = 0.005
+_LEFTOVER_LOOKS_MAX = 1_000
 
 # One store serves all examples of a property, as it serves all requests of its life; laws that are inherited by
 # several backends' classes are run by objects of several classes.
@@ -119,6 +124,20 @@ class Endless:
         return b"x"
 
 
+class Lead:
+    """How many turns of the loop one of two racers is ahead; below zero, how many the other one is.
+
+    Adapted after every race, so that however fast a store is, the races become close and either racer wins some.
+    """
+
+    turns = 0
+
+    def adapt(self, *, won: bool) -> None:
+        """Be less ahead after a race that the racer with the lead has won, and further after one that it has lost."""
+        step = max(1, abs(self.turns) // 4) if won else max(1, abs(self.turns))
+        self.turns = max(-_LEAD_TURNS_MAX, min(_LEAD_TURNS_MAX, self.turns + (-step if won else step)))
+
+
 async def opened(store: LongTermBackend, revision: Revision, span: Span | None = None) -> BlobStream:
     """The stream of a blob that exists."""
     stream = await store.get(revision, span)
@@ -177,6 +196,8 @@ class LongTermLaws(IdentityLaws):
     """What every long-term store does. ``clock`` is the one that its instances are opened with."""
 
     clock: ManualClock
+    tells_parts: ClassVar[bool]
+    """Whether the store can tell of which parts a completed upload's blob was made."""
 
     async def open_store(self) -> LongTermBackend:
         return await self.open(LIMITS)
@@ -202,8 +223,22 @@ class LongTermLaws(IdentityLaws):
         """Back door: damage what the store knows of a blob, and leave its payload alone."""
 
     @abstractmethod
+    async def damage_upload(self, upload: UploadId) -> bool:
+        """Back door: damage what the store keeps of an upload in progress itself, and leave its parts alone.
+
+        False if the store keeps nothing of its own that could be damaged.
+        """
+
+    @abstractmethod
+    def watched(self, revision: Revision) -> AbstractContextManager[Callable[[], bool]]:
+        """Back door: watch what instances that are opened within make durable.
+
+        What it gives tells whether one of them has made the blob of ``revision`` durable, so far.
+        """
+
+    @abstractmethod
     async def leftovers(self) -> int:
-        """Back door: how many things in the store belong to a write that has not become a blob."""
+        """Back door: how many things in the store belong to a write or an upload that has not become a blob."""
 
     @pytest.fixture
     async def store(self) -> AsyncIterator[LongTermBackend]:
@@ -237,6 +272,33 @@ class LongTermLaws(IdentityLaws):
             assert await store.get(revision) is None
             assert revision not in await listed(store)
         assert revision.uuid not in await self.stored()
+
+    async def expect_leftovers(self, count: int) -> None:
+        """The store gets down to ``count`` leftovers; it may remove some after it has answered."""
+        for _ in range(_LEFTOVER_LOOKS_MAX):
+            if await self.leftovers() == count:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        assert await self.leftovers() == count
+
+    async def race(
+        self, one: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object], lead: "Lead"
+    ) -> tuple[BaseException | None, BaseException | None]:
+        """Run both at the same time, ``one`` as far ahead as ``lead`` says; what each of them raised.
+
+        The clock goes on meanwhile, and never faster than time does, so that who waits for another one gets its turn
+        and nobody gives up early.
+        """
+        calls = (one, other) if lead.turns >= 0 else (other, one)
+        first = asyncio.create_task(calls[0])
+        for _ in range(abs(lead.turns)):
+            await asyncio.sleep(0)
+        tasks = (first, asyncio.create_task(calls[1]))
+        while (await asyncio.wait(tasks, timeout=_LOOK_SECONDS))[1]:
+            self.clock.advance(_LOOK_SECONDS)
+        answers = tasks if lead.turns >= 0 else tasks[::-1]
+        lead.adapt(won=answers[0].exception() is None)
+        return answers[0].exception(), answers[1].exception()
 
     async def expect_blob(self, revision: Revision, content: bytes, *stores: LongTermBackend) -> None:
         """Every instance sees the blob, whole, and so does the back door."""
@@ -1044,3 +1106,225 @@ class LongTermLaws(IdentityLaws):
                 assert await read(store, upload.revision) == b"one"
             with pytest.raises(NoSuchUpload):
                 await store.list_parts(upload, 0, 3)
+
+    async def test_completing_again_with_other_parts_changes_nothing(
+        self, store: LongTermBackend, second: LongTermBackend
+    ) -> None:
+        """The blob stays what it is, and a store that can tell says that it is not what was asked for."""
+        upload = await self.begun(store)
+        one, two, three = await self.sent(store, upload, {1: b"one", 2: b"two", 3: b"three"})
+        await store.complete(upload, [one, two])
+        others = ([one, two, three], [one], [two], [one, PartName(2, three.etag)], [PartName(1, "none"), two])
+        for names in (*others, [two, one], [PartName(77, one.etag)]):
+            refused = pytest.raises((InvalidPart, InvalidPartOrder)) if self.tells_parts else suppress(NoSuchUpload)
+            with refused:
+                await second.complete(upload, names)
+        with nullcontext() if self.tells_parts else suppress(NoSuchUpload):
+            await second.complete(upload, [one, two])
+        await self.expect_blob(upload.revision, b"onetwo", store, second)
+        await self.expect_leftovers(0)
+
+    async def test_what_head_shows_of_an_upload_is_durable(self, store: LongTermBackend) -> None:
+        """Whoever has made the blob may have died, or have failed, before it was durable."""
+        upload = await self.begun(store)
+        await store.complete(upload, await self.sent(store, upload, {1: b"one"}))
+        with self.watched(upload.revision) as is_durable:
+            later = await self.open(LIMITS)
+            try:
+                assert await later.head(upload.revision) is not None
+                assert is_durable()
+            finally:
+                await later.close()
+
+    # Races of uploads between instances, and their damage
+
+    async def unchanged(self, store: LongTermBackend, upload: UploadId, names: Sequence[PartName]) -> None:
+        """Check that the upload is in progress and has exactly the parts of ``names``."""
+        page = await store.list_parts(upload, 0, LIMITS.parts_max)
+        assert [PartName(part.number, part.etag) for part in page.parts] == list(names)
+
+    async def stays_completed(self, upload: UploadId, content: bytes, *stores: LongTermBackend) -> None:
+        """Check that there is the whole blob, that nobody can abort it, and that nothing else is left."""
+        for store in stores:
+            with suppress(NoSuchUpload):
+                await store.abort(upload)
+            await store.abort(upload.revision)
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(upload, 0, 3)
+        await self.expect_blob(upload.revision, content, *stores)
+        await self.expect_leftovers(0)
+
+    async def stays_ended(self, upload: UploadId, names: Sequence[PartName], *stores: LongTermBackend) -> None:
+        """Check that there is neither an upload nor a blob, that there can come none, and that nothing is left."""
+        for store in stores:
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(upload, 0, 3)
+            with pytest.raises(NoSuchUpload):
+                await store.upload_part(upload, 2, Source([b"late"]), 4, None)
+            with suppress(NoSuchUpload):
+                await store.complete(upload, names)
+        await self.expect_absent(upload.revision, *stores)
+        await self.expect_leftovers(0)
+
+    async def test_of_a_part_and_a_complete_without_it_one_takes_effect(
+        self, store: LongTermBackend, second: LongTermBackend
+    ) -> None:
+        """A part that replaces a named one is in the upload, which goes on; or it is refused, and not in the blob."""
+        lead = Lead()
+        old, new, rest = payload(3 * CHUNK), payload(4 * CHUNK), payload(2 * CHUNK + 1)
+        for number in range(1, RACES + 1):
+            upload = await self.begun(store, "k" * number)
+            before = await self.sent(store, upload, {1: old, 2: rest})
+            part = second.upload_part(upload, 1, Source(cut(new, CHUNK)), len(new), None)
+            refused, failed = await self.race(part, store.complete(upload, before), lead)
+            if failed is None:
+                assert isinstance(refused, NoSuchUpload), "the part is not in the blob"
+            else:
+                assert isinstance(failed, InvalidPart)
+                assert refused is None, "the part took the place of the named one"
+                assert await store.head(upload.revision) is None
+                (after,) = (await store.list_parts(upload, 0, 1)).parts
+                assert (after.size, after.etag == before[0].etag) == (len(new), False)
+                await store.complete(upload, [PartName(1, after.etag), before[1]])
+            with pytest.raises(NoSuchUpload):
+                await second.upload_part(upload, 1, Source([b"late"]), 4, None)
+            await self.expect_leftovers(0)
+            await self.expect_blob(upload.revision, (old if failed is None else new) + rest, store, second)
+
+    async def test_a_part_that_nobody_names_races_complete(
+        self, store: LongTermBackend, second: LongTermBackend
+    ) -> None:
+        """It is stored or refused; the blob is the named parts, and nothing else is left."""
+        lead = Lead()
+        for number in range(1, RACES + 1):
+            upload = await self.begun(store, "k" * number)
+            names = await self.sent(store, upload, {1: b"one", 3: b"three"})
+            part = second.upload_part(upload, 2, Source([b"two"]), 3, None)
+            refused, failed = await self.race(part, store.complete(upload, names), lead)
+            assert failed is None
+            assert refused is None or isinstance(refused, NoSuchUpload)
+            await self.expect_blob(upload.revision, b"onethree", store, second)
+            await self.expect_leftovers(0)
+
+    @pytest.mark.parametrize("abort_by", ["upload", "revision"])
+    async def test_of_complete_and_abort_of_two_instances_one_takes_effect(
+        self, store: LongTermBackend, second: LongTermBackend, abort_by: str
+    ) -> None:
+        """Exactly one: the whole blob for good, or nothing for good; who is told no was too late."""
+        lead = Lead()
+        for number in range(1, RACES + 1):
+            upload = await self.begun(store, "k" * number)
+            names = await self.sent(store, upload, {1: b"one", 2: b"two"})
+            abort = second.abort(upload if abort_by == "upload" else upload.revision)
+            failed, refused = await self.race(store.complete(upload, names), abort, lead)
+            assert {type(failed), type(refused)} <= {type(None), NoSuchUpload}
+            completed = await store.head(upload.revision) is not None
+            assert not (completed and failed)
+            assert completed or not refused
+            if completed:
+                await self.stays_completed(upload, b"onetwo", store, second)
+            else:
+                await self.stays_ended(upload, names, store, second)
+
+    @pytest.mark.parametrize("abort_by", ["upload", "revision"])
+    async def test_a_part_races_abort(self, store: LongTermBackend, second: LongTermBackend, abort_by: str) -> None:
+        """It is stored and goes with the upload, or it is refused: nothing of it is left."""
+        lead = Lead()
+        for number in range(1, RACES + 1):
+            upload = await self.begun(store, "k" * number)
+            names = await self.sent(store, upload, {1: b"one"})
+            part = second.upload_part(upload, 2, Source(cut(payload(3 * CHUNK), CHUNK)), 3 * CHUNK, None)
+            abort = store.abort(upload if abort_by == "upload" else upload.revision)
+            refused, failed = await self.race(part, abort, lead)
+            assert failed is None
+            assert refused is None or isinstance(refused, NoSuchUpload)
+            await self.stays_ended(upload, names, store, second)
+
+    @pytest.mark.parametrize("cancellations", [1, 3])
+    @pytest.mark.parametrize("replaces", [True, False])
+    async def test_a_cancelled_part_leaves_the_one_before(
+        self, store: LongTermBackend, second: LongTermBackend, replaces: bool, cancellations: int
+    ) -> None:
+        """Cancelled at any moment, once or again and again, a part is stored whole or not at all."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"before"}) if replaces else []
+        kept = await self.leftovers()
+        whole: list[bytes] = []
+        lead = Lead()
+        for number in range(2 * RACES):
+            content = payload(5 * CHUNK + number)
+            part = asyncio.create_task(store.upload_part(upload, 1, Source(cut(content, CHUNK)), len(content), None))
+            for _ in range(max(lead.turns, number % 8)):
+                await asyncio.sleep(0)
+            for _ in range(cancellations):
+                part.cancel()
+                await asyncio.sleep(0)
+            (ended,) = await asyncio.gather(part, return_exceptions=True)
+            lead.adapt(won=not isinstance(ended, BaseException))
+            if isinstance(ended, asyncio.CancelledError):
+                await self.unchanged(second, upload, names)
+            else:
+                assert not isinstance(ended, BaseException)
+                names = [PartName(1, ended.etag)]
+                await self.unchanged(second, upload, names)
+                kept = kept if replaces or whole else kept + 1
+                whole.append(content)
+            await self.expect_leftovers(kept)
+        if names:
+            await second.complete(upload, names)
+            await self.expect_blob(upload.revision, whole[-1] if whole else b"before", store, second)
+
+    async def test_a_part_cancelled_while_its_source_waits(
+        self, store: LongTermBackend, second: LongTermBackend
+    ) -> None:
+        """The part before stays, in every process, then and later, and nothing is left."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"before"})
+        kept = await self.leftovers()
+        for pause_at in (0, 1, 3, 6):
+            source = Source(cut(payload(6 * CHUNK), CHUNK), pause_at=pause_at)
+            part = asyncio.create_task(store.upload_part(upload, 1, source, 6 * CHUNK, None))
+            await source.reached.wait()
+            part.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await part
+            await self.unchanged(second, upload, names)
+            await self.expect_leftovers(kept)
+        await second.complete(upload, names)
+        await self.expect_blob(upload.revision, b"before", store, second)
+
+    async def test_aborting_a_revision_ends_its_own_uploads_only(self, store: LongTermBackend) -> None:
+        """Not that of another object, not even one of the same UUID."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"one"})
+        await store.abort(Revision(object_id("other"), upload.revision.uuid))
+        await store.abort(Revision(object_id(), SeededIds(99).upload_uuid()))
+        await self.unchanged(store, upload, names)
+        await store.complete(upload, names)
+        await store.abort(Revision(object_id("other"), upload.revision.uuid))
+        await self.expect_blob(upload.revision, b"one", store)
+
+    @pytest.mark.parametrize("abort_by", ["upload", "revision"])
+    async def test_a_damaged_upload_can_only_be_aborted(
+        self, store: LongTermBackend, second: LongTermBackend, abort_by: str
+    ) -> None:
+        """It is corrupt, and not absent: it takes no part, has no listing and makes no blob, until it is aborted."""
+        upload = await self.begun(store)
+        names = await self.sent(store, upload, {1: b"one"})
+        kept = await self.leftovers()
+        if not await self.damage_upload(upload):
+            await self.unchanged(second, upload, names)
+            return
+        for instance in (store, second):
+            source = Source([b"two"])
+            with pytest.raises(CorruptObject):
+                await instance.upload_part(upload, 2, source, 3, None)
+            assert source.taken == 0
+            with pytest.raises(CorruptObject):
+                await instance.list_parts(upload, 0, 3)
+            with pytest.raises(CorruptObject):
+                await instance.complete(upload, names)
+            await self.expect_absent(upload.revision, instance)
+        await self.expect_leftovers(kept)
+        await second.abort(upload if abort_by == "upload" else upload.revision)
+        await self.stays_ended(upload, names, store, second)

@@ -1,0 +1,53 @@
+"""The benchmark's commands, with little to do: they run, check what they measure, and judge it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's CPU time and memory so finely"
+)
+
+
+def _bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments, "--folder", str(folder)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(("ratio", "exit_code", "verdict"), [("0", 0, "yes"), ("1e9", 1, "NO")])
+def test_completing(tmp_path: Path, ratio: str, exit_code: int, verdict: str) -> None:
+    """Uploads, completes, looks at what came of it, copies, compares, and leaves nothing behind."""
+    ended = _bench(tmp_path, "complete", "--mib", "7", "--parts", "3", "--many", "20", "--ratio-min", ratio)
+    assert (ended.returncode, ended.stderr) == (exit_code, "")
+    judged = re.escape(f"{float(ratio):g} or more: {verdict}")
+    assert re.search(rf"^copying / completing +\d+ +\d+ +{judged}$", ended.stdout, re.MULTILINE)
+    assert re.search(r"^completing +\d+\.\d+ +0\.\d+ +less than 1 s of CPU: yes$", ended.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory(tmp_path: Path) -> None:
+    """Sends, reads back what it sent, and finds the server's memory within its bounds."""
+    ended = _bench(tmp_path, "memory", "--mib", "32")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(re.findall(r"^(?:a part|an object|16 parts)", ended.stdout, re.MULTILINE)) == 3
+    assert "NO" not in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("complete", "--mib", "2", "--parts", "3"), ("memory", "--mib", "6000")])
+def test_what_cannot_be_measured(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """It says so in a sentence, before anything is started."""
+    ended = _bench(tmp_path, *arguments)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"an? (?:upload|part) has .*\n", ended.stderr)
+    assert ended.stdout == ""
+
+
+def test_help() -> None:
+    """Every command is described, and so is how make runs it."""
+    ended = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True)
+    for words in ("operations", "complete", "memory", "make bench ARGS=complete"):
+        assert words in ended.stdout

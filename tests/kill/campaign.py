@@ -1,0 +1,193 @@
+"""Rounds of load and faults on one directory: each is read back and judged, and at the end nothing may be left over."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.kill.history import Violation, Write
+from tests.kill.ledger import Ledger
+from tests.kill.load import LoadClient, Shared
+from tests.kill.plan import CLIENTS, Fault, Plan, PlannedFault, Round
+from tests.kill.remains import check_remains
+from tests.kill.server import LivingServer
+from tests.kill.uploads import Upload, UploadLedger
+
+_ANSWER_SECONDS_MAX = 30.0
+_READERS = 4
+_PAUSE_SECONDS = 0.05
+_DECIDE_TRIES_MAX = 2
+_TOLD_LINES = 40
+_TOLD_CHARACTERS = 400
+_ALARMS = ("Traceback", "lost blob", '"level":"critical"', "CorruptObject", "InvariantBroken")
+"""Words that the server's log never has, whatever is done to it here."""
+
+
+class Campaign:
+    """The rounds of ``plan`` in ``directory``."""
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.counts: Counter[str] = Counter()
+        self._plan = plan
+        self._ledger = Ledger()
+        self._ledger.counts = self.counts
+        self._uploads = UploadLedger(self._ledger, plan.retention_seconds())
+        self._server = LivingServer(directory, plan.workers(), self.counts)
+        self._shared = Shared(self._ledger, self._uploads, self._server)
+        self._clients = [LoadClient(number, self._shared) for number in range(CLIENTS)]
+        self._life = 0
+        self._emptying: set[asyncio.Task[None]] = set()
+
+    async def run(self, goes_on: Callable[[int], bool]) -> None:
+        """Rounds for as long as ``goes_on``, asked with how many were done; then the end. Raises `Violation`."""
+        rounds = self._plan.rounds()
+        asyncio.get_running_loop().set_exception_handler(_pass_over_broken_connections)
+        try:
+            await self._server.start(self._plan.config(self._life))
+            while goes_on(self.counts["rounds"]):
+                await self._round(next(rounds))
+                self.counts["rounds"] += 1
+            await self._end()
+        except Violation as violation:
+            raise Violation(f"{violation}\n{self._circumstances()}") from violation
+        finally:
+            await _end_the_rest()
+            for client in self._clients:
+                await client.close()
+            await self._server.resume_all()
+            self._server.close()
+
+    async def _round(self, planned: Round) -> None:
+        """Load and faults, then calm: decide uploads, read everything back, judge."""
+        number = self._shared.round_number = self.counts["rounds"]
+        self._shared.until = time.monotonic() + planned.seconds
+        begun = time.monotonic()
+        loads = [client.load(self._plan.client(number, index)) for index, client in enumerate(self._clients)]
+        await _all(self._faults(planned, begun), *loads)
+        for task in self._emptying:
+            task.cancel()
+        await asyncio.gather(*self._emptying, return_exceptions=True)
+        self._emptying.clear()
+        self._server.empty_disk()
+        await self._server.resume_all()
+        await self._calm()
+
+    async def _faults(self, planned: Round, begun: float) -> None:
+        for fault in planned.faults:
+            await asyncio.sleep(max(0.0, begun + fault.at - time.monotonic()))
+            await self._do(fault)
+
+    async def _do(self, planned: PlannedFault) -> None:
+        match planned.fault:
+            case Fault.KILL_WORKER:
+                self._server.kill_worker(planned.choice)
+            case Fault.PAUSE:
+                self._server.pause_worker(planned.choice, planned.seconds)
+            case Fault.FULL_DISK:
+                self._server.fill_disk(planned.choice)
+                self._emptying.add(asyncio.get_running_loop().create_task(self._empty_later(planned.seconds)))
+            case Fault.KILL_GROUP:
+                await self._server.kill()
+                await self._next_life()
+            case Fault.RESTART:
+                await self._server.stop()
+                self.counts["restarts"] += 1
+                await self._next_life()
+
+    async def _empty_later(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._server.empty_disk()
+
+    async def _next_life(self) -> None:
+        self._ledger.end_life(self._server.ended_at)
+        self._uploads.end_life(self._server.ended_at)
+        self._life += 1
+        await self._server.start(self._plan.config(self._life))
+
+    async def _calm(self) -> None:
+        """Learn what became of everything, without faults; judge it."""
+        for upload in self._uploads.uploads:
+            upload_open = upload in self._shared.open_uploads
+            if not (upload.decided or upload_open or upload.ending > time.monotonic()):
+                await self._decide(upload)
+        keys = asyncio.Queue[str]()
+        for key in self._ledger.keys:
+            keys.put_nowait(key)
+        await _all(*[self._read_back(client, keys) for client in self._clients[:_READERS]])
+        self._ledger.judge_round()
+
+    async def _decide(self, upload: Upload) -> None:
+        """Ask what became of it. Nobody can tell while whoever was killed settling it is thought to be still at it."""
+        for _ in range(_DECIDE_TRIES_MAX):
+            await self._clients[0].decide(upload)
+            if upload.decided or (upload.gone and not upload.named):
+                return
+        self.counts["undecided_uploads"] += 1
+
+    async def _read_back(self, client: LoadClient, keys: asyncio.Queue[str]) -> None:
+        while not keys.empty():
+            key = keys.get_nowait()
+            deadline = time.monotonic() + _ANSWER_SECONDS_MAX
+            while not await client.read_back(key):
+                if time.monotonic() > deadline:
+                    raise Violation(f"key {key} cannot be read, long after the last fault")
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _end(self) -> None:
+        """One more life without load or faults, whose answers are exact; then what is in the stores."""
+        await self._server.kill()
+        await self._next_life()
+        await self._calm()
+        await self._server.stop()
+        self._check_logs()
+        expected: dict[str, Write] = {}
+        for key in self._ledger.keys:
+            held = self._ledger.can_hold(key)
+            if len(held) != 1:
+                raise Violation(f"key {key} was read, and could still hold any of {held}")
+            (write,) = held
+            if write is not None and write.ttl_seconds is None:
+                expected[key] = write
+        await check_remains(self._server.data, expected)
+
+    def _check_logs(self) -> None:
+        if alarms := self._server.log_lines(*_ALARMS):
+            raise Violation("the server's log has what it must never have:\n" + "\n".join(alarms[-_TOLD_LINES:]))
+
+    def _circumstances(self) -> str:
+        events = "\n".join(self._server.events[-_TOLD_LINES:])
+        lines = self._server.log_lines('"level":"warning"', '"level":"error"')[-_TOLD_LINES:]
+        log = "\n".join(line[:_TOLD_CHARACTERS] for line in lines)
+        return (
+            f"seed {self._plan.seed}, small disk: {self._plan.small_disk}, round {self.counts['rounds']}; "
+            f"what was done to the server:\n{events}\nwarnings and errors of its log:\n{log}"
+        )
+
+
+def _pass_over_broken_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what nobody awaits, but for the tasks that aiohttp leaves behind when a server dies under a request."""
+    if not isinstance(context.get("exception"), aiohttp.ClientError):
+        loop.default_exception_handler(context)
+
+
+async def _end_the_rest() -> None:
+    """End what still runs when a violation was found in the middle of it."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+async def _all(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run them at once; when one fails, end the others and raise what it raised."""
+    tasks = [asyncio.get_running_loop().create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

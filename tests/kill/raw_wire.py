@@ -1,0 +1,207 @@
+"""The service as raw aiohttp requests. Each write has a connection of its own: aiohttp must not send it twice."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Self
+
+import aiohttp
+import zstandard
+
+from tests.kill.answers import Answer, Found, Verdict
+from tests.kill.history import Write
+
+USECASE, SCOPES = "killed", "org=1"
+_OBJECTS, _UPLOADS = f"/v1/objects/{USECASE}/{SCOPES}", f"/v1/objects:multipart/{USECASE}/{SCOPES}"
+_PARTS, _COMPLETE = (
+    f"/v1/objects:multipart:parts/{USECASE}/{SCOPES}",
+    f"/v1/objects:multipart:complete/{USECASE}/{SCOPES}",
+)
+_CHUNK_BYTES = 48 * 1024
+_CHUNK_PAUSE_SECONDS = 0.01
+
+_VERDICTS = {404: Verdict.ABSENT, 429: Verdict.REFUSED, 503: Verdict.UNKNOWN, 507: Verdict.REFUSED}
+
+
+def verdict_of(status: int) -> Verdict:
+    """What a status says, of requests in which there is nothing to mistake."""
+    return Verdict.DONE if 200 <= status < 300 else _VERDICTS.get(status, Verdict.WRONG)
+
+
+def completion_of(start: float, body: bytes) -> Answer:
+    """What the whole body of the answer to a completion says."""
+    end = time.monotonic()
+    try:
+        outcome = json.loads(body)
+        code, key = outcome.get("error", {}).get("code", ""), outcome.get("key")
+    except (ValueError, AttributeError):
+        return Answer(start, end, Verdict.WRONG, f"200 with the body {body[:200]!r}")
+    if bool(code) == bool(key):
+        return Answer(start, end, Verdict.WRONG, f"200 with the body {body[:200]!r}")
+    return Answer(start, end, Verdict.DONE, f"200 {code or 'completed'}", code=code)
+
+
+class RawWire:
+    """One client of the server at ``url``. ``seconds`` is its patience with any request."""
+
+    name = "raw"
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._readers: aiohttp.ClientSession
+        self._writers: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._readers = self._session(force_close=False)
+        self._writers = self._session(force_close=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._readers.close()
+        await self._writers.close()
+
+    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            self._url,
+            connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
+            timeout=aiohttp.ClientTimeout(total=self._seconds),
+            auto_decompress=False,
+        )
+
+    async def put(self, write: Write, payload: bytes, *, slowly: bool, seconds: float | None) -> Answer:
+        """Put ``payload``; ``slowly``: in pieces, without saying how many; leave after ``seconds``."""
+        body = _in_pieces(payload) if slowly else io.BytesIO(payload)
+        path = f"{_OBJECTS}/{write.key}"
+        return await self._request(self._writers, "PUT", path, data=body, headers=_headers(write), seconds=seconds)
+
+    async def delete(self, key: str, *, seconds: float | None) -> Answer:
+        """Delete the object."""
+        return await self._request(self._writers, "DELETE", f"{_OBJECTS}/{key}", seconds=seconds)
+
+    async def get(self, key: str, byte_range: tuple[int, int] | None = None) -> Answer:
+        """Get the object, or some bytes of it."""
+        headers = {} if byte_range is None else {"range": f"bytes={byte_range[0]}-{byte_range[1]}"}
+        return await self._request(self._readers, "GET", f"{_OBJECTS}/{key}", headers=headers)
+
+    async def head(self, key: str) -> Answer:
+        """Get the object's metadata."""
+        return await self._request(self._readers, "HEAD", f"{_OBJECTS}/{key}")
+
+    async def initiate(self, write: Write) -> Answer:
+        """Begin an upload."""
+        return await self._request(self._writers, "PUT", f"{_UPLOADS}/{write.key}", headers=_headers(write))
+
+    async def part(self, key: str, upload_id: str, number: int, payload: bytes) -> Answer:
+        """Store one part."""
+        parameters = {"upload_id": upload_id, "part_number": str(number)}
+        return await self._request(self._writers, "PUT", f"{_PARTS}/{key}", data=io.BytesIO(payload), params=parameters)
+
+    async def parts(self, key: str, upload_id: str) -> Answer:
+        """List the parts."""
+        return await self._request(self._readers, "GET", f"{_PARTS}/{key}", params={"upload_id": upload_id})
+
+    async def complete(self, key: str, upload_id: str, names: Mapping[int, str], *, seconds: float | None) -> Answer:
+        """Complete an upload."""
+        named = [{"part_number": number, "etag": etag} for number, etag in names.items()]
+        return await self._request(
+            self._writers,
+            "POST",
+            f"{_COMPLETE}/{key}",
+            data=json.dumps({"parts": named}).encode(),
+            params={"upload_id": upload_id},
+            seconds=seconds,
+        )
+
+    async def abort(self, key: str, upload_id: str) -> Answer:
+        """Abort an upload."""
+        return await self._request(self._writers, "DELETE", f"{_UPLOADS}/{key}", params={"upload_id": upload_id})
+
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        *,
+        data: bytes | io.BytesIO | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> Answer:
+        timeout = aiohttp.ClientTimeout(total=seconds or self._seconds)
+        start = time.monotonic()
+        try:
+            async with session.request(
+                method, path, data=data, headers=headers, params=params, timeout=timeout
+            ) as response:
+                body = await response.read()
+                return _answer(start, method, path, response, body)
+        except aiohttp.ClientConnectorError as error:
+            return Answer(start, time.monotonic(), Verdict.UNSENT, type(error).__name__)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return Answer(start, time.monotonic(), Verdict.UNKNOWN, type(error).__name__)
+        except zstandard.ZstdError as error:
+            return Answer(start, time.monotonic(), Verdict.WRONG, f"a payload that cannot be decompressed: {error}")
+
+
+def _answer(start: float, method: str, path: str, response: aiohttp.ClientResponse, body: bytes) -> Answer:
+    end, status = time.monotonic(), response.status
+    verdict = verdict_of(status)
+    text = str(status) if verdict is not Verdict.WRONG else f"{status} {body[:300]!r}"
+    if verdict is not Verdict.DONE:
+        if method == "GET" and status == 416:
+            return Answer(start, end, Verdict.UNKNOWN, text)
+        return Answer(start, end, verdict, text)
+    if path.startswith(_COMPLETE):
+        return completion_of(start, body)
+    if path.startswith(_OBJECTS):
+        found = _found(method, response, body) if method in {"GET", "HEAD"} else None
+        return Answer(start, end, verdict, f"{status}, a {method.lower()}" if found else text, found)
+    document = json.loads(body) if body else {}
+    token = document.get("upload_id") or document.get("etag") or ""
+    return Answer(start, end, verdict, text, token=token, parts=listed_parts(document.get("parts", ())))
+
+
+def listed_parts(parts: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, int]]:
+    """The parts of a listing."""
+    return {part["part_number"]: (part["etag"], part["size"]) for part in parts}
+
+
+def _found(method: str, response: aiohttp.ClientResponse, body: bytes) -> Found:
+    headers = response.headers
+    compressed = headers.get("content-encoding") == "zstd"
+    payload = None if method == "HEAD" else body
+    first = None
+    if response.status == 206:
+        first = int(headers["content-range"].removeprefix("bytes ").partition("-")[0])
+        payload = None if compressed else body  # a part of what is compressed cannot be compared
+    elif compressed and payload is not None:
+        payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
+    return Found(
+        headers.get("x-snme-write", ""),
+        payload,
+        first,
+        None if compressed else int(headers["x-sn-size"]),
+        _unix_seconds(headers.get("x-sn-time-created")),
+        _unix_seconds(headers.get("x-sn-time-expires")),
+    )
+
+
+def _unix_seconds(text: str | None) -> float | None:
+    return None if text is None else datetime.fromisoformat(text).timestamp()
+
+
+def _headers(write: Write) -> dict[str, str]:
+    headers = {"x-snme-write": write.identity}
+    if write.ttl_seconds is not None:
+        headers["x-sn-expiration"] = f"ttl:{write.ttl_seconds:g}s"
+    return headers
+
+
+async def _in_pieces(payload: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(payload), _CHUNK_BYTES):
+        yield payload[at : at + _CHUNK_BYTES]
+        await asyncio.sleep(_CHUNK_PAUSE_SECONDS)

@@ -1,0 +1,90 @@
+"""Twenty rounds of load and faults against real servers, and proof that a server that loses something is caught."""
+
+import asyncio
+import contextlib
+import http.client
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.kill.campaign import Campaign
+from tests.kill.history import Violation
+from tests.kill.plan import Fault, Plan
+from tests.kill.raw_wire import SCOPES, USECASE
+from tests.kill.soak import DISK_SIZE, run
+from tierstore.testing.mounts import small_disk
+from tierstore.testing.server import HOST
+
+ROUNDS = 10
+ROUND_SECONDS = 0.7
+ACKNOWLEDGED_MIN = 100
+SECONDS_MAX = 400
+"""Far more than it takes on a machine that has nothing else to do: starting servers is what takes the time."""
+
+
+def _run(directory: Path, *, seed: int, is_small: bool) -> Counter[str]:
+    campaign = Campaign(directory, Plan(seed, is_small, ROUND_SECONDS))
+    asyncio.run(campaign.run(lambda done: done < ROUNDS))
+    return campaign.counts
+
+
+@pytest.mark.timeout(SECONDS_MAX)
+def test_ten_rounds_of_kills_pauses_and_restarts(tmp_path: Path) -> None:
+    """What was acknowledged is there, what was refused is not, nothing is mixed, torn, stale or left over."""
+    counts = _run(tmp_path, seed=178, is_small=False)
+    assert counts["acknowledged"] > ACKNOWLEDGED_MIN
+    for fault in set(Fault) - {Fault.FULL_DISK}:
+        assert counts[fault.value], f"no {fault.value}: it tests less than it says"
+
+
+@pytest.mark.timeout(SECONDS_MAX)
+def test_ten_rounds_on_a_disk_that_is_full_now_and_then(tmp_path: Path) -> None:
+    """The same with a disk that has no room, also for a server that is killed and started on it."""
+    with small_disk(tmp_path / "disk", DISK_SIZE) as disk:
+        counts = _run(disk.path, seed=384, is_small=True)
+    assert counts["acknowledged"] > ACKNOWLEDGED_MIN
+    for fault in Fault:
+        assert counts[fault.value], f"no {fault.value}: it tests less than it says"
+
+
+def test_a_round_of_the_soak() -> None:
+    """The soak does at least one round, however short it is, and tells what it did."""
+    counts = run(0, 2)
+    assert (counts["rounds"], counts["campaigns"]) == (1, 1)
+    assert counts["operations"] >= counts["acknowledged"] > 0
+
+
+def test_an_object_that_vanishes_is_missed(tmp_path: Path) -> None:
+    """A real server that loses an acknowledged object, here by a delete that the ledger does not know of, is caught."""
+    campaign = Campaign(tmp_path, Plan(5, False, 0.3))
+    deleted: list[str] = []
+
+    def goes_on(done: int) -> bool:
+        if deleted or done == ROUNDS:
+            return False
+        if done and (key := _quiet_key(campaign)):
+            deleted.append(key)
+            _delete(campaign, key)
+        return True
+
+    with pytest.raises(Violation, match="nothing explains it") as caught:
+        asyncio.run(campaign.run(goes_on))
+    assert f"key {deleted[0]}" in str(caught.value)
+    assert "seed 5" in str(caught.value)
+
+
+def _quiet_key(campaign: Campaign) -> str | None:
+    """The key of an object that is there, does not expire, and will not be written again; None if there is none."""
+    ledger = campaign._ledger
+    for key in ledger.keys:
+        if key.startswith("quiet") and all(write and not write.ttl_seconds for write in ledger.can_hold(key)):
+            return key
+    return None
+
+
+def _delete(campaign: Campaign, key: str) -> None:
+    port = int(campaign._server.url.rpartition(":")[2])
+    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=10)) as connection:
+        connection.request("DELETE", f"/v1/objects/{USECASE}/{SCOPES}/{key}")
+        assert connection.getresponse().status == 204
