@@ -15,6 +15,7 @@ from pathlib import Path
 
 import apsw
 
+from tierstore.embedded.directories import sync_directory, sync_name_of
 from tierstore.errors import Broken, OutcomeUnknown, StartupError, StorageFull, Unavailable
 from tierstore.limits import MIB
 
@@ -101,7 +102,7 @@ class DatabaseFile:
                 if os.statvfs(self._path).f_flag & os.ST_RDONLY:  # SQLite would say less
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from None
                 return
-        _sync(self._path.parent)
+        sync_directory(self._path.parent)
 
     def connect(self) -> Connection:
         """A new connection. May be used in any one thread at a time."""
@@ -170,10 +171,9 @@ class DatabaseFile:
         SQLite has no lock on the WAL's file, so none is dropped when the descriptor is closed.
         """
         with suppress(FileNotFoundError):
-            _sync(Path(f"{self._path_text}-wal"))
-        _sync(self._path.parent)
-        with suppress(PermissionError):  # to make a name in a directory is not to read it
-            _sync(self._path.parent.parent)
+            _sync_file(Path(f"{self._path_text}-wal"))
+        sync_directory(self._path.parent)
+        sync_name_of(self._path.parent)
 
     def has_room(self, connection: Connection, size: int, reserve_bytes: int) -> bool:
         """Whether ``size`` more bytes leave the reserve free on the file's disk. Within a transaction.
@@ -223,16 +223,7 @@ def _make_directory(path: Path) -> None:
         return
     _make_directory(path.parent)
     path.mkdir(0o700, exist_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Sync a file, or the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 def translated(error: BaseException, *, committing: bool) -> Exception:
@@ -257,3 +248,11 @@ def translated(error: BaseException, *, committing: bool) -> Exception:
             ours = Broken(f"a database operation raised {error!r}")
     ours.__cause__ = error
     return ours
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

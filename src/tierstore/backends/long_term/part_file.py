@@ -36,8 +36,9 @@ import structlog
 import xxhash
 
 from tierstore.backends.long_term.file_access import create, is_same_file, open_to_read, write_all
-from tierstore.backends.long_term.store_directory import StoreDirectory, part_name, sync_directory
+from tierstore.backends.long_term.store_directory import StoreDirectory, part_name
 from tierstore.clock import UnixMicros
+from tierstore.embedded.directories import sync_directory
 from tierstore.errors import ChecksumMismatch, CorruptObject, NoSuchUpload, Unavailable
 from tierstore.types.ids import Revision
 from tierstore.types.multipart import Part

@@ -32,6 +32,7 @@ from uuid import UUID
 
 import structlog
 
+from tierstore.embedded.directories import sync_directory, sync_name_of
 from tierstore.errors import Broken, StartupError, StorageFull
 
 log = structlog.get_logger(__name__)
@@ -75,8 +76,7 @@ class StoreDirectory:
         """
         try:
             _make_durable_directory(root)
-            with suppress(PermissionError):  # to make a name in a directory is not to read it
-                sync_directory(root.parent)  # always, as below
+            sync_name_of(root)  # always, as below
             try:
                 root_lock = _lock(root / "lock", make=True)
             except BlockingIOError:
@@ -278,15 +278,6 @@ def part_name(number: int) -> str:
 def part_numbers(directory: Path) -> list[int]:
     """The numbers of the parts that an upload's directory has, in order. Foreign files are passed over."""
     return sorted(int(match[1]) for name in _names(directory) if (match := _PART.fullmatch(name)))
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable (fsync(2): syncing a file does not sync its directory entry)."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _make_durable_directory(directory: Path) -> None:

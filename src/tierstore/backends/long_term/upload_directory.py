@@ -48,9 +48,9 @@ from tierstore.backends.long_term.store_directory import (
     part_name,
     part_numbers,
     remove_tree,
-    sync_directory,
 )
 from tierstore.clock import UnixMicros
+from tierstore.embedded.directories import sync_directory
 from tierstore.errors import CorruptObject, EntityTooSmall, InvalidPart, NoSuchUpload, ObjectTooLarge, Unavailable
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
