@@ -10,6 +10,17 @@ from pathlib import Path
 from bench import completing, memory, operations
 from tierstore.limits import GIB, MIB
 
+_COMPLETE = """\
+Judged: completing the large upload takes at most one part in --ratio-min of what copying its bytes takes (by default
+copying takes 50 times as long, or more), in wall time and in CPU time; and the other upload, of 10000 parts (--many),
+takes less than 1 s of CPU. The lines with a verdict say yes or NO. Exit code 0 if all of it holds, exit code 1 if
+something does not, or if it cannot be measured (a sentence on standard error says why).
+"""
+_MEMORY = """\
+Judged: what the server's memory grows by while payloads stream through it is at most 8 MiB a stream, whatever the size
+of the payload. What does not hold is marked NO. Exit code 0 if all of it holds, exit code 1 if something does not, or
+if it cannot be measured (a sentence on standard error says why).
+"""
 _EPILOG = """\
 The commands write what they measure with to a folder of their own, which they remove: below --folder, or where
 temporary files are (TMPDIR). complete needs free space for its upload twice, memory once.
@@ -41,6 +52,7 @@ def main() -> None:
     complete = commands.add_parser(
         "complete",
         parents=[shared],
+        description=_COMPLETE,
         help="completing a large upload beside copying its bytes, and one of many parts; about three minutes",
     )
     complete.add_argument("--mib", type=int, default=10 * GIB // MIB, help="size of the upload (%(default)s MiB)")
@@ -52,6 +64,7 @@ def main() -> None:
     peak = commands.add_parser(
         "memory",
         parents=[shared],
+        description=_MEMORY,
         help="the server's peak of memory while a large part streams in and an object of parts out; about two minutes",
     )
     peak.add_argument("--mib", type=int, default=5 * GIB // MIB, help="size of the part (%(default)s MiB)")

@@ -352,9 +352,59 @@ def test_a_backup_of_a_running_server_is_whole(tmp_path: Path) -> None:
     for number in range(4):
         found = run_python(check, str(tmp_path / f"backup-{number}"))
         assert "missing blobs: 0\n" in found, found
+        assert "missing parts: 0\n" in found, found
         assert "blobs that nothing names: 0\n" in found, found
     with ServerProcess(tmp_path / "backup-3") as restored:
         assert request(f"{restored.url}/v1/objects/backup/_/steady", "GET") == 200
+
+
+def test_a_check_of_a_backup_finds_what_is_missing(tmp_path: Path) -> None:
+    """Of an object that was made by a multipart upload the blob and each part are missed, and a part cut short."""
+    _, check = code_blocks(OPERATIONS, "python")
+    with ServerProcess(tmp_path) as server:
+        assert request(f"{server.url}/v1/objects/backup/_/whole", "PUT", bytes(2 * MIB)) == 200
+        multipart, place = f"{server.url}/v1/objects:multipart", "backup/_/in-parts"
+        query = f"?upload_id={answer(f'{multipart}/{place}', 'PUT')['upload_id']}"
+        parts = []
+        for number in (2, 7):
+            part = answer(f"{multipart}:parts/{place}{query}&part_number={number}", "PUT", b"x" * number)
+            parts.append({"part_number": number, "etag": part["etag"]})
+        answer(f"{multipart}:complete/{place}{query}", "POST", json.dumps({"parts": parts}).encode())
+    whole = run_python(check, str(tmp_path))
+    assert "missing blobs: 0\nmissing parts: 0\nblobs that nothing names: 0\n" in whole
+    (first, second) = sorted((tmp_path / "long-term" / "blobs").glob("*/*.parts/*.part"))
+    second.write_bytes(second.read_bytes()[:-1])
+    assert "missing parts: 1\n" in run_python(check, str(tmp_path))
+    first.unlink()
+    assert "missing blobs: 0\nmissing parts: 2\n" in run_python(check, str(tmp_path))
+    (blob,) = first.parent.parent.glob(f"{first.parent.stem}.blob")
+    blob.unlink()
+    assert "missing blobs: 1\nmissing parts: 0\n" in run_python(check, str(tmp_path))
+
+
+def test_the_uuid_of_an_upload_id_is_found() -> None:
+    """The command of the operations page prints the UUID of any upload id that a client may hold."""
+    (command,) = re.findall(r"^ +(python3 -c .*)$", OPERATIONS.read_text(), re.MULTILINE)
+    for store_id in ("", "a", "ab", "abc"):
+        revision = Revision(ObjectId("logs", (), "object"), SystemIds().upload_uuid())
+        ran = subprocess.run(
+            [
+                "sh",
+                "-c",
+                command.replace("python3", sys.executable).replace("UPLOAD_ID", UploadId(revision, store_id).encode()),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (ran.stdout, ran.stderr) == (f"{revision.uuid}\n", "")
+
+
+def answer(url: str, method: str, payload: bytes = b"") -> Any:
+    """The JSON that a request is answered with."""
+    with urllib.request.urlopen(urllib.request.Request(url, payload, method=method), timeout=10) as response:
+        return json.loads(response.read())
 
 
 def run_python(code: str, *arguments: str) -> str:

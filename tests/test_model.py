@@ -21,6 +21,21 @@ def _run(*arguments: str) -> str:
     return ran.stdout
 
 
+def test_help_is_quick() -> None:
+    """``--help`` says what the arguments are, and explores nothing."""
+    shown = _run("--help")
+    assert "--mutate" in shown
+    assert "no dangling" in shown
+    assert "states, no violation" not in shown
+
+
+def test_a_wrong_operation_is_refused() -> None:
+    """What names no operation is a mistake of the command line, found before anything is explored."""
+    for arguments in (["AB", "AQ"], [""], ["AB", "--mutate"]):
+        ran = subprocess.run([sys.executable, str(MODEL), *arguments], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (2, "")
+
+
 def test_no_interleaving_breaks_what_is_always_true() -> None:
     """All jobs are explored to the end without a violation."""
     jobs = _run().splitlines()

@@ -13,16 +13,14 @@ compare-and-write or assembly may still arrive later), and these are checked in 
 Operations: A = one attempt to complete multipart upload r1 (several A: retries, also concurrent ones), Z = the same for
 another upload of the object, r2; I = begin upload r1, which is begun from the start otherwise; B = large put (its own
 revision), C = small put, D = delete, E = settle an expired object; a, b, i = A, B, I that may also end before their last
-step, certain that nothing is under way, and undo what they have done (i leaves that to a sweeper); P = sweeper on entries
+step, certain that nothing is under way, and undo what they have done (i leaves it to a sweeper); P = sweeper on entries
 of dead operations, S = adversarial sweeper: settles any entry at any time, even under live operations (then only orphans
 are excused).
-
-Usage: commit_protocol.py [OPS ...]     e.g. commit_protocol.py AAB AABS
-       commit_protocol.py --mutate      every rule taken away in turn must be caught
 
 `tests/model` walks traces of the implementation through `step`: what it does must be among the outcomes.
 """
 
+import argparse
 import sys
 from collections import deque
 
@@ -95,8 +93,6 @@ def step(rules, kind, me, rev, pc, loc, st):
             return go("begun", open=st["open"] | {rev})
         if pc == "begun":
             return go("ok")
-        if pc == "discard":  # perhaps too late for its own entry: an upload that nobody will ever complete
-            return go("dead", log=log | {(rev, me, "new", 0, "open")})
 
     if kind == "A":  # locals: base version, base content, base token, whether the blob has been seen
         if pc == "read":
@@ -258,7 +254,7 @@ def explore(ops, rules=RULES, crashes=1):
                 if left:
                     nexts = [*nexts, ("ghost", (pc, loc), {}) if pc in {"swap", "assemble"} else ("dead", (), {})]
                 if names[i][0] in "abi" and pc in {"assemble", "head", "swap", "initiate", "begun"}:
-                    nexts = [*nexts, ("undo" if ops[i] == "A" else "discard", (), {})]
+                    nexts = [*nexts, ({"A": "undo", "B": "discard", "I": "failed"}[ops[i]], (), {})]
             for npc, nloc, changes in nexts:
                 ns = dict(st, **changes)
                 died = pc not in ("ghost", "undo", "discard") and npc in ("dead", "ghost")
@@ -275,7 +271,13 @@ def explore(ops, rules=RULES, crashes=1):
 
 
 def main(args):
-    if args == ["--mutate"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", metavar="OPS", nargs="*", help="operations side by side, such as AAB; else a list of these")
+    parser.add_argument("--mutate", action="store_true", help="take every rule away in turn: each must be missed")
+    chosen = parser.parse_args(args)
+    if chosen.mutate and chosen.ops or any(not ops or set(ops) - set("AZIBCDEPSabi") for ops in chosen.ops):
+        parser.error("OPS are letters of the operations above, and --mutate has its own list")
+    if chosen.mutate:
         survivors = []
         for rule in sorted(RULES):
             caught = ""
@@ -289,7 +291,7 @@ def main(args):
             survivors += [rule] * (not caught)
         return bool(survivors)
     bad = 0
-    for ops in args or JOBS:
+    for ops in chosen.ops or JOBS:
         try:
             print(f"{ops:6s} {explore(ops):8d} states, no violation", flush=True)
         except Violation as v:

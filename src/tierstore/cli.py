@@ -21,7 +21,7 @@ from tierstore.errors import InvalidRequest, StartupError, TierstoreError
 if TYPE_CHECKING:
     from tierstore.build import Tools
     from tierstore.config import LoadedConfig
-    from tierstore.process.operators import EntryReport, Outcome, Show, UploadReport
+    from tierstore.process.operators import EntryReport, Outcome, RevisionReport, UploadReport
     from tierstore.types.ids import Revision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -54,7 +54,8 @@ command line makes no sense.
 
 _OPERATORS_HELP = """
 It opens the stores of the server, which may run meanwhile: run it as the same user, with the same release and the same
-settings. A REVISION is written as the lists show it, in quotes if the shell would read something into it.
+settings. A REVISION is written as the lists show it, in quotes if the shell would read something into it. That of an
+upload id which a client holds is found with "tierstore uploads list --json", which shows both.
 """
 
 
@@ -93,6 +94,7 @@ _FILE = click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a YAML file."
 )
 _DATA = click.option("--data", metavar="DIR", help="Directory of the embedded stores.  [data.path, default ./data]")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 _LOGS = (
     click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error, critical.  [log.level]"),
     click.option("--log-format", metavar="FORMAT", help="auto, json, console.  [log.format]"),
@@ -124,7 +126,7 @@ def with_listing(command: Command) -> Command:
         click.option(
             "--limit", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Show at most N."
         ),
-        click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs."),
+        _JSON,
     )
     return _with(options, command)
 
@@ -210,18 +212,19 @@ def uploads() -> None:
     + _OPERATORS_HELP
     + _OPERATORS_EXIT_HELP,
 )
+@click.option("--all", "ended", is_flag=True, help="Also uploads that were aborted, and wait for a second look.")
 @with_listing
 @with_stores
-def list_uploads(limit: int, as_json: bool, **options: Any) -> None:
-    """Print the uploads that are not completed, the oldest first.
+def list_uploads(ended: bool, limit: int, as_json: bool, **options: Any) -> None:
+    """Print the uploads that can still be completed or are being settled, the oldest first.
 
-    For each: its object and revision, its age, the parts and bytes that are stored, how often clients have tried to
-    complete it, and when it will be aborted.
+    For each: its object and revision, its age, the parts and bytes that are stored, how often it was claimed to be
+    completed, and when it will be aborted.
     """
     from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
 
     show = _shown_as(as_json)
-    _tell_of_more(limit, _operate(options, lambda tools: operators.list_uploads(tools, limit, show)))
+    _tell_of_more(limit, _operate(options, lambda tools: operators.list_uploads(tools, limit, show, ended=ended)))
 
 
 @uploads.command(
@@ -231,8 +234,9 @@ def list_uploads(limit: int, as_json: bool, **options: Any) -> None:
     + _OPERATORS_EXIT_HELP,
 )
 @click.argument("revisions", nargs=-1, required=True, metavar="REVISION...")
+@_JSON
 @with_stores
-def abort_uploads(revisions: Sequence[str], **options: Any) -> None:
+def abort_uploads(revisions: Sequence[str], as_json: bool, **options: Any) -> None:
     """Abort uploads: their parts are removed, and their clients are told that there is no such upload.
 
     An attempt to complete one that is under way either succeeds before that, and then nothing is aborted, or fails
@@ -248,7 +252,7 @@ def abort_uploads(revisions: Sequence[str], **options: Any) -> None:
     async def work(tools: "Tools") -> int:
         failed = 0
         for revision in parsed:
-            failed += _show_outcome(await operators.abort(tools, revision))
+            failed += _show_outcome(await operators.abort(tools, revision), as_json)
         return failed
 
     _check_failed(_operate(options, work))
@@ -267,14 +271,26 @@ def changelog() -> None:
     + _OPERATORS_HELP
     + _OPERATORS_EXIT_HELP,
 )
+@click.option("--all", "every", is_flag=True, help="Also outcomes of uploads, which are merely remembered (done).")
+@click.option(
+    "--state",
+    "names",
+    multiple=True,
+    type=click.Choice(["open", "condemned", "done"]),
+    help="Only entries in this state; may be given several times.  [default: open, condemned]",
+)
 @with_listing
 @with_stores
-def list_entries(limit: int, as_json: bool, **options: Any) -> None:
+def list_entries(every: bool, names: Sequence[str], limit: int, as_json: bool, **options: Any) -> None:
     """Print the entries of the change log, the oldest first: what each is about, why it is there, what comes next."""
+    from tierstore.changelog.entries import State  # noqa: PLC0415  # because it takes a while, unlike --help
     from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
 
+    if every and names:
+        raise click.UsageError("give either --all or --state")
+    states = tuple(State) if every else [State(name) for name in names] or operators.UNSETTLED
     show = _shown_as(as_json)
-    _tell_of_more(limit, _operate(options, lambda tools: operators.list_entries(tools, limit, show)))
+    _tell_of_more(limit, _operate(options, lambda tools: operators.list_entries(tools, limit, show, states)))
 
 
 @changelog.command(
@@ -284,14 +300,14 @@ def list_entries(limit: int, as_json: bool, **options: Any) -> None:
     + _OPERATORS_EXIT_HELP,
 )
 @click.argument("revision", metavar="REVISION")
+@_JSON
 @with_stores
-def show_revision(revision: str, **options: Any) -> None:
+def show_revision(revision: str, as_json: bool, **options: Any) -> None:
     """Print all that is known of one revision: its entries, the object's row, and the blob or the parts."""
     from tierstore.process import operators  # noqa: PLC0415  # because it takes a while, unlike --help
 
     (parsed,) = _revisions([revision])
-    for line in _operate(options, lambda tools: operators.describe(tools, parsed)):
-        click.echo(line)
+    _shown_as(as_json)(_operate(options, lambda tools: operators.describe(tools, parsed)))
 
 
 @changelog.command(
@@ -304,8 +320,9 @@ def show_revision(revision: str, **options: Any) -> None:
 )
 @click.argument("revisions", nargs=-1, metavar="[REVISION]...")
 @click.option("--all-due", is_flag=True, help="Settle everything that a sweeper would settle now.")
+@_JSON
 @with_stores
-def settle(revisions: Sequence[str], all_due: bool, **options: Any) -> None:
+def settle(revisions: Sequence[str], all_due: bool, as_json: bool, **options: Any) -> None:
     """Settle entries now, by the steps of the sweeper.
 
     No object is lost by it, and servers may run meanwhile. But a REVISION is settled even while the write or upload
@@ -319,16 +336,26 @@ def settle(revisions: Sequence[str], all_due: bool, **options: Any) -> None:
         raise click.UsageError("give either one REVISION or more, or --all-due")
     parsed = _revisions(revisions)
 
+    shown = 0
+
+    def show(outcome: "Outcome") -> bool:
+        nonlocal shown
+        shown += 1
+        return _show_outcome(outcome, as_json)
+
     async def work(tools: "Tools") -> int:
         if all_due:
-            return await operators.settle_all_due(tools, _show_outcome)
+            return await operators.settle_all_due(tools, show)
         failed = 0
         for revision in parsed:
             for outcome in await operators.settle(tools, revision):
-                failed += _show_outcome(outcome)
+                failed += show(outcome)
         return failed
 
-    _check_failed(_operate(options, work))
+    failed = _operate(options, work)
+    if not shown and not as_json:
+        click.echo("nothing is due")
+    _check_failed(failed)
 
 
 def _operate(options: dict[str, Any], work: Callable[["Tools"], Awaitable[T]]) -> T:
@@ -356,16 +383,16 @@ def _revisions(names: Sequence[str]) -> Sequence["Revision"]:
     return parsed
 
 
-def _shown_as(as_json: bool) -> "Show":
-    def show(report: "UploadReport | EntryReport") -> None:
+def _shown_as(as_json: bool) -> Callable[["UploadReport | EntryReport | RevisionReport"], None]:
+    def show(report: "UploadReport | EntryReport | RevisionReport") -> None:
         click.echo(json.dumps(report.fields()) if as_json else report.text())
 
     return show
 
 
-def _show_outcome(outcome: "Outcome") -> bool:
+def _show_outcome(outcome: "Outcome", as_json: bool) -> bool:
     """Print what became of something; return whether it failed."""
-    click.echo(f"{outcome.name}: {outcome.text}")
+    click.echo(json.dumps(outcome.fields()) if as_json else f"{outcome.name}: {outcome.text}")
     return outcome.failed
 
 

@@ -166,7 +166,7 @@ class OutcomeUnknown(Unavailable):
 
 
 class GivenUp(Unavailable):
-    """The write took so long that it was settled as abandoned. Nothing was stored; a new attempt is safe."""
+    """The write was settled as abandoned: it took long, or an operator asked. Nothing was stored; a retry is safe."""
 
 
 class Broken(TierstoreError):

@@ -75,7 +75,7 @@ class Limits:
     """Attempts to complete one upload that a process has under way; more are refused as busy."""
     upload_lock_wait_seconds_max: float = 30.0
     """How long an operation waits for others, of its own process too, that hold the same upload of the filesystem's
-    store."""
+    store. A part that has been sent waits for those of its own process for as long as they take."""
     upload_retention_seconds: float = 7 * 86_400.0
     """An upload that nobody has completed is aborted this long after it began."""
     outcome_retention_seconds: float = 7 * 86_400.0
@@ -114,8 +114,11 @@ class Limits:
     mutations_max: int = 4096
     """Mutations under way, those included whose callers have gone; more are refused as busy."""
     left_completions_max: int = 64
-    """Completions of uploads that go on although their callers have gone; while there are so many, no more are taken.
-    Few, because each holds its list of parts, and because ``mutations_max`` is everybody's."""
+    """Completions of uploads of one use case and scopes that go on although their callers have gone; while there are so
+    many, no more of these are taken. Few, because each holds its list of parts; more than ``upload_attempts_max``, so
+    that no single upload can be the cause."""
+    left_completions_total_max: int = 1024
+    """The same of all together; well below ``mutations_max``, which is everybody's."""
     database_queue_max: int = 4096
     """Operations waiting for one embedded database; more are refused as busy."""
     database_batch_max: int = 256
@@ -148,6 +151,13 @@ class Limits:
     """How long a worker process may take to close its stores after its last request, before it is killed."""
     worker_restart_seconds_max: float = 5.0
     """The longest pause before a worker process that keeps dying is started again."""
+
+    @property
+    def new_entry_kept_seconds_min(self) -> float:
+        """An entry of role new is not forgotten sooner than this after it was recorded: when its operation must have
+        given up, by a clock that is behind by half an operation's time, and the stores have finished what they had.
+        """
+        return 1.5 * self.operation_deadline_seconds + self.sweep_second_visit_seconds
 
     @classmethod
     def tiny(cls) -> "Limits":

@@ -294,7 +294,7 @@ _CONDEMNING = (
     _OPENED
     + """
 async def work(log):
-    won = await asyncio.gather(*(log.condemn(entry, 99) for entry in await log.due(10_000, 1_000)))
+    won = await asyncio.gather(*(log.condemn(entry, 20_000) for entry in await log.due(10_000, 1_000)))
     for entry in won:
         if entry is not None:
             print(entry.owner.int, entry.epoch, flush=True)
@@ -373,7 +373,7 @@ async def test_processes_share_out_the_entries(tmp_path: Path) -> None:
         assert [code for code, _ in ended] == [0, 0, 0]
         won = [line for _, lines in ended for line in lines]
         assert sorted(won) == sorted(f"{number} 1" for number in range(150))
-        assert {entry.state for entry in await log.due(99, 1_000)} == {State.CONDEMNED}
+        assert {entry.state for entry in await log.due(20_000, 1_000)} == {State.CONDEMNED}
     finally:
         await log.close()
 
@@ -452,10 +452,10 @@ async def answer_to_sweeper(log: ChangeLog, call: Call, entry: Entry) -> Entry |
 def backlog_of(stored: Sequence[Entry]) -> Backlog:
     """What `ChangeLog.backlog` is to tell of these entries."""
     own = [entry.state for entry in stored if entry.upload is not None]
-    left = [entry.recorded for entry in stored if entry.upload is None or entry.state is State.CONDEMNED]
+    times = [entry.recorded for entry in stored if entry.upload is None]
     return Backlog(
-        entries=len(left),
-        oldest=min(left, default=None),
+        entries=len(times) + own.count(State.CONDEMNED),
+        oldest=min(times, default=None),
         uploads=own.count(State.OPEN),
         outcomes=own.count(State.DONE),
     )

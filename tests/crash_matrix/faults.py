@@ -67,6 +67,10 @@ def _paused(scene: Scene, _call: str) -> Fault:
     return Interpose(lambda: paused(scene.settle_and_forget_markers()))
 
 
+def _paused_then_dies(scene: Scene, _call: str) -> Fault:
+    return Crash(Effect.DONE, before=lambda: paused(scene.settle_and_forget_markers()))
+
+
 async def paused(meanwhile: Awaitable[None]) -> None:
     """Stand still until ``meanwhile`` is over: even a timer of this process that has run out does nothing before."""
     task = asyncio.ensure_future(meanwhile)
@@ -122,6 +126,7 @@ KINDS = (
     *(Kind(f"arrives {when}", _late, of_effects=True, arrival=arrival) for when, arrival in _ARRIVALS.items()),
     Kind("delayed past the deadline", _delayed),
     Kind("process paused", _paused),
+    Kind("process paused, dies after it", _paused_then_dies, of_effects=True, dies=True),
     Kind("caller cancelled", lambda scene, _: Interpose(scene.cancel_caller)),
     Kind(
         "caller cancelled after it", lambda scene, _: Interpose(scene.cancel_caller, after_effect=True), of_effects=True

@@ -1,9 +1,11 @@
 """What the crash matrix shows in ``docs/consistency.md``: the crash table, and how many combinations there are.
 
-``python -m tests.crash_matrix.table`` writes both into the page; a test checks that it has them as they are now. Every
-row is observed: the production code runs, dies after a step, and the stores are looked at.
+``python -m tests.crash_matrix.table`` prints both, and with ``--write`` writes them into the page; a test checks that
+it has them as they are now. Every row is observed: the production code runs, dies after a step, and the stores are
+looked at.
 """
 
+import argparse
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +14,10 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
+import structlog
+
 from tests.crash_matrix.aftermath import AFTERMATHS
-from tests.crash_matrix.combinations import EXCLUSIONS, GAPS, combinations, gap_of
+from tests.crash_matrix.combinations import EXCLUSIONS, combinations
 from tests.crash_matrix.faults import KINDS, has_effect
 from tests.crash_matrix.operations import OPERATIONS, Operation
 from tests.crash_matrix.runs import steps_of, stores_of
@@ -140,8 +144,6 @@ class Size:
     """Those that are run, by operation and kind of fault."""
     excluded: Counter[str] = field(default_factory=Counter)
     """By reason."""
-    gaps: Counter[str] = field(default_factory=Counter)
-    """Of the included ones, those that show a known gap, by reason."""
 
 
 async def _size() -> Size:
@@ -150,13 +152,11 @@ async def _size() -> Size:
         steps = found.steps[operation.name] = await _steps(operation)
         stores = len(stores_of(operation))
         for kind in KINDS:
-            for case, exclusion in combinations(operation, steps, kind):
+            for _case, exclusion in combinations(operation, steps, kind):
                 if exclusion is not None:
                     found.excluded[exclusion.reason] += stores
                     continue
                 found.included[operation.name, kind.name] += stores
-                if gap := gap_of(case):
-                    found.gaps[gap.reason] += stores
     return found
 
 
@@ -179,10 +179,6 @@ def summary() -> str:
         f"{dimensions}: {included + excluded:,} combinations, of which {included:,} are run. Not run:",
         "",
         *(f"- {found.excluded[each.reason]:,}: {each.reason}" for each in EXCLUSIONS),
-        "",
-        "Known gaps, in which something is in no log for a moment, and nothing is left in the end:",
-        "",
-        *(f"- {found.gaps[each.reason]:,}: {each.reason}" for each in GAPS),
     ]
     return "\n".join(lines)
 
@@ -207,5 +203,20 @@ def write() -> None:
     PAGE.write_text(text)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.crash_matrix.table",
+        description="Observe what the crash matrix shows in docs/consistency.md, and print it; in a few seconds.",
+    )
+    parser.add_argument("--write", action="store_true", help="write it into the page instead")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))  # only the table is to be seen
+    if parser.parse_args(arguments).write:
+        write()
+        return
+    for name, block in blocks().items():
+        print(f"<!-- {name} -->\n\n{block}\n")  # noqa: T201  # because it is what the command is for
+
+
 if __name__ == "__main__":
-    write()
+    main()

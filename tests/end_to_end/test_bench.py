@@ -46,6 +46,19 @@ def test_what_cannot_be_measured(tmp_path: Path, arguments: tuple[str, ...]) -> 
     assert ended.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "judged"), [("complete", ("50 times", "10000 parts", "1 s of CPU")), ("memory", ("8 MiB", "a stream"))]
+)
+def test_help_of_what_judges(command: str, judged: tuple[str, ...]) -> None:
+    """It says what is judged, by which bounds, and how the exit code tells."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "bench", command, "--help"], capture_output=True, text=True, check=True
+    )
+    shown = " ".join(ended.stdout.split())
+    for words in (*judged, "exit code 1 "):
+        assert words in shown, shown
+
+
 def test_help() -> None:
     """Every command is described, and so is how make runs it."""
     ended = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True)

@@ -41,6 +41,22 @@ async def test_an_upload_session_is_no_delete(server: Running) -> None:
     assert (await server.request("GET", f"{ROOT}/kept?session=x")).body == b"payload"
 
 
+@pytest.mark.parametrize("parameter", ["upload_id=x", "part_number=1", "a=b&uploadId=x", "partNumber=1", "upload%5Fid"])
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+async def test_a_part_at_the_address_of_the_object(server: Running, method: str, parameter: str) -> None:
+    """What is meant for an upload neither replaces nor deletes the object: 400 before the body, with where to go."""
+    await server.request("PUT", f"{ROOT}/in-parts", (), b"payload")
+    target = f"{ROOT}/?{parameter}" if method == "POST" else f"{ROOT}/in-parts?{parameter}"
+    before = len(server.script.trace)
+    async with server.connect() as connection:
+        await connection.send(head(method, target, [("expect", "100-continue")], b"part"))
+        refused = await connection.response()
+        assert (refused.status, refused.informational) == (400, [])
+        assert "parts and uploads have addresses of their own: /v1/objects:multipart" in refused.detail
+    assert len(server.script.trace) == before
+    assert (await server.request("GET", f"{ROOT}/in-parts?{parameter}")).body == b"payload"
+
+
 @pytest.mark.parametrize(
     ("method", "target", "allowed"),
     [

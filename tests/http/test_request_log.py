@@ -11,6 +11,8 @@ from tests.http.harness import LIMITS, ROOT, Running, eventually, head, running
 from tierstore.errors import Unavailable
 from tierstore.http import app, request_log, uploads
 from tierstore.testing.faults import FailBefore
+from tierstore.types.ids import ObjectId, Scope
+from tierstore.types.multipart import UploadId
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -195,3 +197,29 @@ async def test_what_a_stop_cuts_off_is_no_fault(lines: Lines, caplog: pytest.Log
     line = await last(lines)
     assert (line["status"], line["error"], line["log_level"]) == (503, "Unavailable", "info")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_the_revision_of_an_upload_is_logged(server: Running, lines: Lines) -> None:
+    """Every request of an upload has its UUID, by which operators find it, from the first to one that is refused."""
+    begun = await server.request("PUT", "/v1/objects:multipart/testing/org=1/found")
+    upload_id = str(begun.json["upload_id"])
+    uuid = str(UploadId.decode(upload_id, ObjectId("testing", (Scope("org", "1"),), "found"), LIMITS).revision.uuid)
+    assert (await last(lines))["upload"] == uuid
+    place = f"testing/org=1/found?upload_id={upload_id}"
+    document = b'{"parts": [{"part_number": 1, "etag": "none"}]}'
+    for number, (method, kind, query, body) in enumerate(
+        [
+            ("PUT", ":parts", "&part_number=1", b"part"),
+            ("PUT", ":parts", "&part_number=0", b"part"),
+            ("GET", ":parts", "", None),
+            ("POST", ":complete", "", document),
+            ("DELETE", "", "", None),
+            ("DELETE", "", "", None),
+        ],
+        start=2,
+    ):
+        await server.request(method, f"/v1/objects:multipart{kind}/{place}{query}", (), body)
+        assert (await last(lines, number))["upload"] == uuid
+    await server.request("DELETE", "/v1/objects:multipart/testing/org=1/found?upload_id=x")
+    assert "upload" not in await last(lines, 8)
+    assert upload_id not in str(lines)

@@ -241,9 +241,11 @@ async def test_lists_are_capped(server: Running, parameters: dict[str, object]) 
 async def test_bad_numbers_of_a_list(server: Running, bad: str) -> None:
     """What is no number within bounds is 400."""
     upload = await begin(server, "bad-list")
-    assert (await upload.listed(max_parts=bad)).status == 400
+    refused = await upload.listed(max_parts=bad)
+    assert (refused.status, refused.detail) == (400, "max_parts is a number from 1; more than 5 counts as 5")
     if bad != "0":
-        assert (await upload.listed(part_number_marker=bad)).status == 400
+        refused = await upload.listed(part_number_marker=bad)
+        assert (refused.status, refused.detail) == (400, "part_number_marker is a number from 0")
     twice = await server.request("GET", upload.target(":parts") + "&max_parts=1&max_parts=2")
     assert twice.status == 400
 
@@ -258,8 +260,10 @@ async def test_bad_part_numbers(server: Running, number: str) -> None:
     async with server.connect() as connection:
         target = upload.target(":parts", part_number=number)
         await connection.send(head("PUT", target, [("content-length", "1000000")]))
-        assert (await connection.response()).status == 400
-    assert (await server.request("PUT", upload.target(":parts"), (), b"x")).status == 400
+        refused = await connection.response()
+        assert (refused.status, refused.detail) == (400, "part_number is a number from 1 to 16")
+    missing = await server.request("PUT", upload.target(":parts"), (), b"x")
+    assert (missing.status, missing.detail) == (400, "the parameter part_number is missing")
     twice = upload.target(":parts", part_number=1) + "&part_number=1"
     assert (await server.request("PUT", twice, (), b"x")).status == 400
 

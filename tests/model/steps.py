@@ -38,10 +38,9 @@ _SMALL = {Kind.PUT: "C", Kind.DELETE: "D"}
 _GIVES_UP = {
     "A": {"read", "old?", "assemble", "head", "row?", "why?", "swap", "gone?"},
     "B": {"read", "record", "upload", "swap"},
-    "I": {"initiate", "begun"},
 }
-"""Where an operation may end, certain that nothing is under way, and undo what it has done (``a``, ``b``, ``i`` of the
-model; ``i`` leaves it to a sweeper). If something comes after all that may not come any more, it is rejected then."""
+"""Where an operation may end, certain that nothing is under way, and undo what it has done (``a`` and ``b`` of the
+model). If something comes after all that may not come any more, it is rejected then."""
 _COMMITTED = {"mark", "delete-old", "forget", "ok"}
 """Where an operation is that has succeeded."""
 
@@ -294,10 +293,6 @@ def _list_blobs(picture: Picture, call: Called) -> None:
 def _record(picture: Picture, call: Called) -> None:
     owner, new, old = call.arguments
     number = _number(call)
-    before = picture.threads.get(number)
-    if before is not None and before.kind == "I":
-        _give_up_initiating(picture, call)
-        return
     if call.actor is not None and call.actor.kind is Kind.EXPIRE and number not in picture.threads:
         picture.begin(number, "E")
         base = None if old is None else picture.last_row_with(("tomb", picture.names.revision(old.uuid)))
@@ -327,18 +322,6 @@ def _begin_upload(picture: Picture, call: Called) -> None:
     _check(number not in picture.threads, f"{picture.threads.get(number)}, and begins another upload")
     picture.begin(number, "I", picture.names.revision(call.arguments[0].uuid))
     picture.take(number, call.at, "records the upload")
-
-
-def _give_up_initiating(picture: Picture, call: Called) -> None:
-    owner, new, old = call.arguments
-    number = _number(call)
-    thread = _at(picture, call, "I", *_GIVES_UP["I"])
-    _check(_name(picture, new) == thread.rev and old is None, f"it gives up {thread.rev}, and records {new} and {old}")
-    picture.names.own(owner, thread.me)
-    picture.put_at(number, "discard")
-    picture.take(number, call.at, "leaves its upload to a sweeper")
-    if thread.pc == "initiate":  # its own call may still come, late
-        picture.put_at(number, "initiate")
 
 
 def _claim(picture: Picture, call: Called) -> None:

@@ -174,7 +174,7 @@ class Storm:
         instance = self._instances[0]
         for seconds in (
             LIMITS.upload_retention_seconds + LIMITS.entry_grace_seconds,
-            LIMITS.operation_deadline_seconds + LIMITS.sweep_second_visit_seconds,
+            LIMITS.new_entry_kept_seconds_min,
             LIMITS.sweep_lease_seconds + LIMITS.sweep_second_visit_seconds,
             LIMITS.marker_retention_seconds,
         ):

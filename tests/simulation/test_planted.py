@@ -10,8 +10,6 @@ from tierstore.testing.simulation.shrink import shrink
 from tierstore.testing.simulation.world import simulate
 
 SEEDS_MAX = 400
-FIRST = {"gone-marker": 70, "fence": 70, "token": 70, "old-check": 60}
-"""Where to begin, for those that are rare: so that a test takes no longer than it must."""
 TOO_RARE = {"time"}
 """Rules whose absence shows so rarely under random faults that ``tests/crash_matrix`` has to find it."""
 
@@ -19,7 +17,7 @@ TOO_RARE = {"time"}
 @pytest.mark.parametrize("rule", sorted(set(PLANTED) - TOO_RARE))
 def test_a_planted_bug_is_found(rule: str) -> None:
     """Within a bounded number of seeds."""
-    report = run_seeds(range(FIRST.get(rule, 0), SEEDS_MAX), plant=PLANTED[rule], shrunk=False)
+    report = run_seeds(range(SEEDS_MAX), plant=PLANTED[rule], shrunk=False)
     assert report.failure is not None, f"not found in {report.seeds} seeds"
 
 
@@ -36,10 +34,16 @@ def test_a_failure_is_made_small() -> None:
 
 
 def test_the_command_tells_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
-    """The seed, what is left of its plan, the calls and the histories; and a failing exit code."""
+    """A verdict; the seed, what is left of its plan, the calls and the histories; and a failing exit code."""
     assert main(["--seeds", "3"]) == 0
-    assert "operations a minute of CPU" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "operations a minute of CPU" in told
+    assert told.endswith("\nnothing found\n")
+    assert main(["--seeds", "0"]) == 0
+    assert capsys.readouterr().out.endswith("\nno seed was run\n")
     assert main(["--seeds", "100", "--without", "mark-done"]) == 1
     told = capsys.readouterr().out
+    assert "\nsomething found, see below\n\n" in told
+    assert "nothing found" not in told
     assert "found with seed" in told
     assert "what clients saw" in told

@@ -33,7 +33,15 @@ def test_every_kind_of_trouble_comes_up() -> None:
     counts = report.counts
     kinds = {"crash", "crash of all", "pause", "clock jump", "settled at once", "sweep"}
     kinds |= {"call fail", "call lose", "call late", "call slow", "read torn", "message of the dead or cancelled"}
-    kinds |= {"uploads complete", "uploads failed", "no answer", "late parts refused", "background failures"}
+    kinds |= {
+        "puts acknowledged",
+        "deletes acknowledged",
+        "uploads complete",
+        "uploads failed",
+        "no answer",
+        "late parts refused",
+        "background failures",
+    }
     assert {kind for kind in kinds if not counts[kind]} == set()
 
 

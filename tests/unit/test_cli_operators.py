@@ -63,9 +63,9 @@ def begin(server: ServerProcess, key: str) -> str:
     return query
 
 
-def listed(server: ServerProcess, key: str) -> list[dict[str, Any]]:
+def listed(server: ServerProcess, key: str, *options: str) -> list[dict[str, Any]]:
     """The uploads of ``key`` that a list for programs shows."""
-    lines = printed(server.data, "uploads", "list", "--json").splitlines()
+    lines = printed(server.data, "uploads", "list", "--json", *options).splitlines()
     return [upload for upload in map(json.loads, lines) if upload["key"] == key]
 
 
@@ -86,10 +86,15 @@ def test_an_upload_is_seen_and_aborted_beside_the_server(server: ServerProcess) 
     assert revision in printed(server.data, "uploads", "list")
     assert "an upload in progress" in printed(server.data, "changelog", "list")
     assert "row: none" in printed(server.data, "changelog", "show", revision)
+    shown = json.loads(printed(server.data, "changelog", "show", "--json", revision))
+    assert (shown["row"], shown["parts"], shown["entries"][0]["state"]) == ({"content": "none"}, 1, "open")
+    assert query == f"?upload_id={upload['upload_id']}"
     for _ in range(2):
         assert (
             printed(server.data, "uploads", "abort", revision) == f"{revision}: aborted; its parts have been removed\n"
         )
+    assert listed(server, "aborted") == []
+    assert [upload["reason"][:8] for upload in listed(server, "aborted", "--all")] == ["given up"]
     status, _ = request(server, "PUT", f":parts/media/org=1/aborted{query}&part_number=2", b"abc")
     assert status == 404
     assert metric(server, "tierstore_uploads_in_progress") == 0
@@ -105,8 +110,14 @@ def test_a_completed_upload_is_remembered_whatever_is_settled(server: ServerProc
     path = f":complete/media/org=1/completed{query}"
     assert request(server, "POST", path, document)[0] == 200
     server.wait_until(lambda: metric(server, "tierstore_upload_outcomes") == 1, "remembers the outcome")
-    assert listed(server, "completed") == []
+    assert listed(server, "completed", "--all") == []
+    assert upload["revision"] not in printed(server.data, "changelog", "list")
+    for options in (("--all",), ("--state", "open", "--state", "done")):
+        assert upload["revision"] in printed(server.data, "changelog", "list", *options)
     assert "left as it is" in printed(server.data, "changelog", "settle", upload["revision"])
+    (settled,) = map(json.loads, printed(server.data, "changelog", "settle", "--json", upload["revision"]).splitlines())
+    assert (settled["revision"], settled["failed"], settled["changed"]) == (upload["revision"], False, False)
+    assert settled["result"].startswith("left as it is")
     printed(server.data, "changelog", "settle", "--all-due")
     assert run(server.data, "uploads", "abort", upload["revision"]).returncode == 1
     assert request(server, "POST", path, document)[0] == 200
@@ -162,8 +173,9 @@ def test_what_is_not_there_fails(tmp_path: Path) -> None:
         assert ended.stdout.startswith(f"{UNKNOWN}: {words}")
         assert ended.stderr == "tierstore: 1 of them could not be done, see above\n"
     assert "change log: no entry" in printed(tmp_path, "changelog", "show", UNKNOWN)
-    for empty in (("uploads", "list"), ("changelog", "list"), ("changelog", "settle", "--all-due")):
+    for empty in (("uploads", "list"), ("changelog", "list"), ("changelog", "settle", "--all-due", "--json")):
         assert printed(tmp_path, *empty) == ""
+    assert printed(tmp_path, "changelog", "settle", "--all-due") == "nothing is due\n"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +185,8 @@ def test_what_is_not_there_fails(tmp_path: Path) -> None:
         ("uploads", "abort", "film"),
         ("uploads", "abort", UNKNOWN.replace("-8000-8", "-7000-8")),
         ("uploads", "list", "--limit", "0"),
+        ("changelog", "list", "--state", "gone"),
+        ("changelog", "list", "--state", "open", "--all"),
         ("changelog", "show", "film"),
         ("changelog", "settle"),
         ("changelog", "settle", "film"),

@@ -124,7 +124,7 @@ class ChangeLog(ABC):
 
     @abstractmethod
     async def backlog(self) -> Backlog:
-        """How many entries there are, and how old the oldest is."""
+        """How many entries there are, and how old the oldest is that an operation has recorded."""
 
     @abstractmethod
     async def identity(self) -> UUID | None:

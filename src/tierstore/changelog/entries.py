@@ -67,7 +67,8 @@ class Backlog:
     entries: int
     """What operations under way have recorded, and what is left to the sweeper."""
     oldest: UnixMicros | None
-    """When the oldest of those was recorded; None if there is none."""
+    """When the oldest of those was recorded, apart from uploads' own entries, which are as old as their uploads and no
+    sign that anything waits; None if there is none."""
     uploads: int
     """Uploads in progress: their own entries that are open."""
     outcomes: int

@@ -52,7 +52,7 @@ class MemoryChangeLog(ChangeLog):
         if new is not None:
             held = self._held(new, owner, Role.NEW)
             if held is not None and held.state is not State.OPEN:
-                raise GivenUp("this write took so long that it was settled as abandoned")
+                raise GivenUp("this write was settled as abandoned (it took long, or an operator asked)")
             recorded.append(self._opened(held, new, owner, Role.NEW, not_before))
         if old is not None:
             held = self._held(old, owner, Role.OLD)
@@ -166,10 +166,11 @@ class MemoryChangeLog(ChangeLog):
         own = [entry for entry in self._entries.values() if entry.upload is not None]
         uploads = sum(entry.state is State.OPEN for entry in own)
         outcomes = sum(entry.state is State.DONE for entry in own)
-        left = [
-            entry.recorded for entry in self._entries.values() if entry.upload is None or entry.state is State.CONDEMNED
-        ]
-        return Backlog(entries=len(left), oldest=min(left, default=None), uploads=uploads, outcomes=outcomes)
+        condemned = len(own) - uploads - outcomes
+        times = [entry.recorded for entry in self._entries.values() if entry.upload is None]
+        return Backlog(
+            entries=len(times) + condemned, oldest=min(times, default=None), uploads=uploads, outcomes=outcomes
+        )
 
     async def identity(self) -> UUID | None:
         self._check_open()

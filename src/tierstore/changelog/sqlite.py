@@ -155,7 +155,6 @@ _BACKLOG = """
     SELECT (SELECT count(*) FROM entries WHERE upload IS NULL),
            (SELECT min(recorded) FROM entries WHERE upload IS NULL),
            (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'condemned'),
-           (SELECT min(recorded) FROM entries WHERE upload IS NOT NULL AND state = 'condemned'),
            (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'open'),
            (SELECT count(*) FROM entries WHERE upload IS NOT NULL AND state = 'done')
 """
@@ -299,13 +298,12 @@ class SqliteChangeLog(ChangeLog):
         return await self._database.read(work)
 
     async def backlog(self) -> Backlog:
-        def work(connection: Connection) -> tuple[int, int | None, int, int | None, int, int]:
+        def work(connection: Connection) -> tuple[int, int | None, int, int, int]:
             counted = connection.execute(_BACKLOG).fetchall()[0]
-            return cast("tuple[int, int | None, int, int | None, int, int]", counted)
+            return cast("tuple[int, int | None, int, int, int]", counted)
 
-        entries, oldest, condemned, oldest_condemned, uploads, outcomes = await self._database.read(work)
-        times = [time for time in (oldest, oldest_condemned) if time is not None]
-        return Backlog(entries=entries + condemned, oldest=min(times, default=None), uploads=uploads, outcomes=outcomes)
+        entries, oldest, condemned, uploads, outcomes = await self._database.read(work)
+        return Backlog(entries=entries + condemned, oldest=oldest, uploads=uploads, outcomes=outcomes)
 
     async def identity(self) -> UUID | None:
         return await kept_identity(self._database)
@@ -345,7 +343,7 @@ def _record(
     if not connection.execute(_RECORD, row).fetchall():
         held = connection.execute(_ROLE, (_name(revision), owner.bytes)).fetchall()
         invariant(held == [(role.value,)], "a revision is not new and old for one owner")
-        raise GivenUp("this write took so long that it was settled as abandoned")
+        raise GivenUp("this write was settled as abandoned (it took long, or an operator asked)")
 
 
 def _refusal(connection: Connection, own: tuple[bytes, bytes]) -> Claim:

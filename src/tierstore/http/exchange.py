@@ -8,6 +8,7 @@ are `tierstore.http.connection`'s). Does not: know what is served, or work on an
 
 import asyncio
 import re
+from uuid import UUID
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -60,6 +61,7 @@ class Exchange:
         "started",
         "status",
         "tier",
+        "upload",
     )
 
     def __init__(
@@ -96,6 +98,8 @@ class Exchange:
         """Whether it went to an internal route."""
         self.address: Address | None = None
         self.tier: Tier | None = None
+        self.upload: UUID | None = None
+        """The revision's UUID of the upload that it is about, once that is known."""
         self.outcome: str | None = None
         """What a body says that follows a status which was sent before it was known (`tierstore.http.uploads`)."""
         self.error: BaseException | None = None

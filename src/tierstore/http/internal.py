@@ -131,7 +131,9 @@ class _AtScrape(Collector):
         oldest = backlog.oldest
         seconds = 0.0 if oldest is None else max(self._now - oldest, 0) / MICROS_PER_SECOND
         yield GaugeMetricFamily("tierstore_changelog_entries", "Entries of the change log.", value=backlog.entries)
-        yield GaugeMetricFamily("tierstore_changelog_oldest_seconds", "Age of its oldest entry.", value=seconds)
+        yield GaugeMetricFamily(
+            "tierstore_changelog_oldest_seconds", "Age of its oldest entry that is no upload's own.", value=seconds
+        )
         yield GaugeMetricFamily(
             "tierstore_uploads_in_progress", "Multipart uploads that can be completed.", value=backlog.uploads
         )

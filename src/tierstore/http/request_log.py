@@ -54,6 +54,8 @@ def _fields(exchange: Exchange, seconds: float) -> dict[str, object]:
     if exchange.address is not None:
         fields["usecase"] = exchange.address.namespace.usecase
         fields["scopes"] = exchange.address.namespace.scopes_text
+    if exchange.upload is not None:
+        fields["upload"] = str(exchange.upload)
     if exchange.tier is not None:
         fields["tier"] = exchange.tier.value
     if exchange.outcome is not None:

@@ -21,6 +21,8 @@ _EXTEND_EXPIRY = "PATCH"
 _BATCH = b"batch"
 _CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-unmodified-since"})
 _FAMILY_PREFIX = OBJECTS_PREFIX[:-1] + b":"
+_OF_UPLOADS = frozenset({"upload_id", "part_number", "uploadId", "partNumber"})
+"""Parameters that only an upload has: ours, and those of S3, whose clients send parts to the object's own address."""
 _OPERATIONS = {"GET": "get", "HEAD": "head", "PUT": "put", "POST": "put", "DELETE": "delete", "PATCH": "extend"}
 
 
@@ -124,7 +126,8 @@ def _refuse_what_is_not_offered(exchange: Exchange) -> None:
     """Raise `NotOffered` for a resumable upload: its client falls back to a plain insert.
 
     What changes the meaning of a mutation is never passed over. ``DELETE …?session=`` cancels an upload, and must not
-    delete the object; ``PUT`` with ``If-None-Match: *`` must not replace it (RFC 9110, section 13.1).
+    delete the object; ``PUT`` with ``If-None-Match: *`` must not replace it (RFC 9110, section 13.1), nor must a part
+    that came to the object's address (`InvalidRequest`).
     """
     method, query = exchange.method, exchange.query
     if method == _EXTEND_EXPIRY:
@@ -135,6 +138,8 @@ def _refuse_what_is_not_offered(exchange: Exchange) -> None:
     if not query:
         return
     parameters = parse_query(query)
+    if not _OF_UPLOADS.isdisjoint(parameters):
+        raise InvalidRequest(f"parts and uploads have addresses of their own: {_FAMILY_PREFIX.decode()}multipart…")
     kind = parameters.get("upload_type")
     if kind == "resumable" or "session" in parameters:
         raise NotOffered(

@@ -91,16 +91,17 @@ class UploadHandlers:
         _refuse_range(exchange)
         metadata = metadata_from_headers(exchange.headers, exchange.limits)
         upload = await service.initiate_upload(object_id, metadata)
+        exchange.upload = upload.revision.uuid
         await exchange.respond(200, *json_response({"key": object_id.key, "upload_id": upload.encode()}))
 
     async def upload_part(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
         """Store the body as one part: 200, with its ETag, once it is durable."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID, _PART_NUMBER))
-        upload = _upload_of(parameters, object_id, limits)
-        number = _number(parameters, _PART_NUMBER)
-        if number is None or not 1 <= number <= limits.parts_max:
-            raise InvalidRequest(f"{_PART_NUMBER} is a number from 1 to {limits.parts_max}")
+        upload = _upload_of(exchange, parameters, object_id)
+        number = _number(parameters, _PART_NUMBER, f"a number from 1 to {limits.parts_max}", 1, limits.parts_max)
+        if number is None:
+            raise _missing(_PART_NUMBER)
         _refuse_range(exchange)
         md5 = _md5_of(exchange)
         if b"content-length" not in exchange.fields or b"transfer-encoding" in exchange.fields:
@@ -112,11 +113,11 @@ class UploadHandlers:
         """Some of the parts, ascending: 200."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID, _MAX_PARTS, _MARKER))
-        upload = _upload_of(parameters, object_id, limits)
-        wanted, after = _number(parameters, _MAX_PARTS), _number(parameters, _MARKER)
-        if wanted == 0:
-            raise InvalidRequest(f"{_MAX_PARTS} is a number from 1 to {limits.parts_listed_max}")
-        limit = limits.parts_listed_max if wanted is None else min(wanted, limits.parts_listed_max)
+        upload = _upload_of(exchange, parameters, object_id)
+        most = limits.parts_listed_max
+        wanted = _number(parameters, _MAX_PARTS, f"a number from 1; more than {most} counts as {most}", 1)
+        after = _number(parameters, _MARKER, "a number from 0")
+        limit = most if wanted is None else min(wanted, most)
         page = await service.list_parts(upload, min(after or 0, limits.parts_max), limit)
         content: dict[str, object] = {"parts": [_described(part) for part in page.parts]}
         content["is_truncated"] = page.truncated
@@ -127,14 +128,14 @@ class UploadHandlers:
     async def abort(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
         """End the upload and remove its parts: 204."""
         parameters = parse_single(exchange.query, (_UPLOAD_ID,))
-        await service.abort_upload(_upload_of(parameters, object_id, exchange.limits))
+        await service.abort_upload(_upload_of(exchange, parameters, object_id))
         await exchange.respond(204, [])
 
     async def complete(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
         """Make the object of the parts that the body names: 200, then the outcome."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID,))
-        upload = _upload_of(parameters, object_id, limits)
+        upload = _upload_of(exchange, parameters, object_id)
         body = exchange.open_body("a list of parts", limits.complete_body_bytes_max)
         parts = parse_parts(b"".join([chunk async for chunk in body]), limits)
         completion = self._watchers.run("complete_upload", service.complete_upload(upload, parts))
@@ -238,21 +239,32 @@ def parse_parts(raw: bytes, limits: Limits) -> Sequence[PartName]:
     return [PartName(part.part_number, part.etag) for part in document.parts]
 
 
-def _upload_of(parameters: Mapping[str, str], object_id: ObjectId, limits: Limits) -> UploadId:
+def _upload_of(exchange: Exchange, parameters: Mapping[str, str], object_id: ObjectId) -> UploadId:
+    """The upload that the request names, which is kept for the log. Raises `InvalidRequest`."""
     text = parameters.get(_UPLOAD_ID)
     if text is None:
-        raise InvalidRequest(f"the parameter {_UPLOAD_ID} is missing")
-    return UploadId.decode(text, object_id, limits)
+        raise _missing(_UPLOAD_ID)
+    upload = UploadId.decode(text, object_id, exchange.limits)
+    exchange.upload = upload.revision.uuid
+    return upload
 
 
-def _number(parameters: Mapping[str, str], name: str) -> int | None:
-    """The parameter's value, 0 or more; None if it is missing. Raises `InvalidRequest`."""
+def _missing(name: str) -> InvalidRequest:
+    return InvalidRequest(f"the parameter {name} is missing")
+
+
+def _number(
+    parameters: Mapping[str, str], name: str, described: str, lowest: int = 0, highest: int | None = None
+) -> int | None:
+    """The parameter's value within bounds; None if it is missing. Raises `InvalidRequest`, with what it has to be."""
     text = parameters.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= _NUMBER_DIGITS_MAX):
-        raise InvalidRequest(f"{name} is a whole number")
-    return int(text)
+    if text.isascii() and text.isdigit() and len(text) <= _NUMBER_DIGITS_MAX:
+        number = int(text)
+        if number >= lowest and (highest is None or number <= highest):
+            return number
+    raise InvalidRequest(f"{name} is {described}")
 
 
 def _refuse_range(exchange: Exchange) -> None:

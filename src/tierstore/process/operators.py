@@ -11,7 +11,7 @@ it, and several may be at it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 from urllib.parse import quote, unquote
@@ -155,6 +155,7 @@ class UploadReport:
         object_id = self.entry.revision.object_id
         return {
             "revision": name_of(self.entry.revision),
+            "upload_id": UploadId(self.entry.revision, "").encode(),
             "usecase": object_id.usecase,
             "scopes": [[scope.name, scope.value] for scope in object_id.scopes],
             "key": object_id.key,
@@ -173,7 +174,7 @@ class UploadReport:
 
 @dataclass(frozen=True, slots=True)
 class EntryReport:
-    """An entry of the change log, and the blob that it is about."""
+    """An entry of the change log, and the blob, or the parts of the upload, that it is about."""
 
     entry: Entry
     held: Held
@@ -205,20 +206,37 @@ class EntryReport:
             "age_seconds": _seconds(entry.recorded, self.now),
             "not_before": _timestamp(entry.not_before),
             "stored": self.held.state,
+            "parts": self.held.parts,
             "bytes": self.held.size,
             "problem": self.held.problem,
             "reason": reason(entry, self.now),
         }
 
 
-async def list_uploads(tools: Tools, limit: int, show: Show) -> bool:
-    """Show up to ``limit`` uploads that are not done, the oldest first; return whether there are more."""
-    return await _listed(tools, limit, _upload_report, show, uploads=True)
+UNSETTLED = (State.OPEN, State.CONDEMNED)
+"""The states of what is under way or to be settled: all but outcomes, which are merely remembered."""
 
 
-async def list_entries(tools: Tools, limit: int, show: Show) -> bool:
-    """Show up to ``limit`` entries of the change log, the oldest first; return whether there are more."""
-    return await _listed(tools, limit, _entry_report, show, uploads=False)
+async def list_uploads(tools: Tools, limit: int, show: Show, *, ended: bool = False) -> bool:
+    """Show up to ``limit`` uploads, the oldest first; return whether there are more.
+
+    Those that can be completed or are being settled; with ``ended`` also those that have been aborted, whose entries
+    wait for a second look. None that is done.
+    """
+
+    def wanted(entry: Entry) -> bool:
+        return ended or entry.sweeps == 0
+
+    return await _listed(tools, limit, _upload_report, show, wanted, uploads=True)
+
+
+async def list_entries(tools: Tools, limit: int, show: Show, states: Collection[State] = UNSETTLED) -> bool:
+    """Show up to ``limit`` entries of the change log in ``states``, the oldest first; return whether there are more."""
+
+    def wanted(entry: Entry) -> bool:
+        return entry.state in states
+
+    return await _listed(tools, limit, _entry_report, show, wanted, uploads=False)
 
 
 async def _listed(
@@ -226,11 +244,15 @@ async def _listed(
     limit: int,
     report: Callable[[Tools, Entry], Awaitable[UploadReport | EntryReport]],
     show: Show,
+    wanted: Callable[[Entry], bool],
     *,
     uploads: bool,
 ) -> bool:
+    """Show the entries that are ``wanted``; the others are read, page by page, and no store is asked about them."""
     shown = 0
     async for entry in _entries(tools, uploads=uploads):
+        if not wanted(entry):
+            continue
         if shown == limit:
             return True
         show(await report(tools, entry))
@@ -254,7 +276,9 @@ async def _upload_report(tools: Tools, entry: Entry) -> UploadReport:
 
 
 async def _entry_report(tools: Tools, entry: Entry) -> EntryReport:
-    return EntryReport(entry, await _held_blob(tools, entry.revision), tools.clock.now())
+    in_parts = entry.owner_is_upload and entry.state is not State.DONE
+    held = await (_held if in_parts else _held_blob)(tools, entry.revision)
+    return EntryReport(entry, held, tools.clock.now())
 
 
 def reason(entry: Entry, now: UnixMicros) -> str:
@@ -280,24 +304,51 @@ def reason(entry: Entry, now: UnixMicros) -> str:
 # One revision
 
 
-async def describe(tools: Tools, revision: Revision) -> Sequence[str]:
-    """All that is known of ``revision``, in lines: its entries, the object's row, the blob or the parts."""
+@dataclass(frozen=True, slots=True)
+class RevisionReport:
+    """All that is known of a revision: its entries, the object's row, the blob or the parts."""
+
+    revision: Revision
+    row: RowHead | None
+    held: Held
+    entries: Sequence[Entry]
+    now: UnixMicros
+
+    def text(self) -> str:
+        """For people: several lines."""
+        row = _row_text(self.revision, self.row, self.now)
+        lines = [name_of(self.revision), f"  row: {row}", f"  long-term store: {self.held.text()}"]
+        if not self.entries:
+            lines.append("  change log: no entry")
+        for entry in self.entries:
+            lines += [
+                f"  change log: {'its upload' if entry.owner_is_upload else f'operation {entry.owner}'}",
+                f"    role {entry.role.value}, state {entry.state.value}, epoch {entry.epoch}, sweeps {entry.sweeps}",
+                f"    recorded {_timestamp(entry.recorded)}, {_ago(entry.recorded, self.now)}",
+                f"    not before {_timestamp(entry.not_before)}",
+                f"    {reason(entry, self.now)}",
+            ]
+        return "\n".join(lines)
+
+    def fields(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "revision": name_of(self.revision),
+            "row": _row_fields(self.row),
+            "stored": self.held.state,
+            "parts": self.held.parts,
+            "bytes": self.held.size,
+            "problem": self.held.problem,
+            "entries": [EntryReport(entry, self.held, self.now).fields() for entry in self.entries],
+        }
+
+
+async def describe(tools: Tools, revision: Revision) -> RevisionReport:
+    """Look at everything that is known of ``revision``."""
     entries = await tools.stores.changelog.find(revision)
     row = await tools.stores.high_volume.head(revision.object_id)
     held = await _held(tools, revision)
-    now = tools.clock.now()
-    lines = [name_of(revision), f"  row: {_row_text(revision, row, now)}", f"  long-term store: {held.text()}"]
-    if not entries:
-        return [*lines, "  change log: no entry"]
-    for entry in entries:
-        lines += [
-            f"  change log: {'its upload' if entry.owner_is_upload else f'operation {entry.owner}'}",
-            f"    role {entry.role.value}, state {entry.state.value}, epoch {entry.epoch}, sweeps {entry.sweeps}",
-            f"    recorded {_timestamp(entry.recorded)}, {_ago(entry.recorded, now)}",
-            f"    not before {_timestamp(entry.not_before)}",
-            f"    {reason(entry, now)}",
-        ]
-    return lines
+    return RevisionReport(revision, row, held, entries, tools.clock.now())
 
 
 def _row_text(revision: Revision, row: RowHead | None, now: UnixMicros) -> str:
@@ -308,13 +359,28 @@ def _row_text(revision: Revision, row: RowHead | None, now: UnixMicros) -> str:
         expiry = f", {'expired' if row.expires <= now else 'expires'} {_timestamp(row.expires)}"
     match row.content:
         case Gone():
-            return "gone, the object was deleted"
+            return "gone: deleted, or fenced by a sweeper"
         case InlineHead():
             return f"holds a small object, and points to no blob{expiry}"
         case Tombstone(revision=uuid) if uuid == revision.uuid:
             return f"points to this revision{expiry}"
         case Tombstone(revision=uuid):
             return f"points to another revision, {uuid}{expiry}"
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _row_fields(row: RowHead | None) -> dict[str, Any]:
+    if row is None:
+        return {"content": "none"}
+    expires = None if row.expires is None else _timestamp(row.expires)
+    match row.content:
+        case Gone():
+            return {"content": "gone"}
+        case InlineHead():
+            return {"content": "small object", "expires": expires}
+        case Tombstone(revision=uuid):
+            return {"content": "blob", "revision": str(uuid), "expires": expires}
         case unreachable:
             assert_never(unreachable)
 
@@ -326,21 +392,39 @@ def _row_text(revision: Revision, row: RowHead | None, now: UnixMicros) -> str:
 class Outcome:
     """What became of one thing that was asked for."""
 
-    name: str
+    revision: Revision
     text: str
+    entry: Entry | None = None
+    """The one of the revision's entries that it was about."""
     failed: bool = False
     changed: bool = True
     """Whether this has changed anything."""
 
+    @property
+    def name(self) -> str:
+        """What it was about, for people."""
+        name = name_of(self.revision)
+        return name if self.entry is None else f"{name} ({self.entry.role.value}, owner {self.entry.owner})"
+
+    def fields(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "revision": name_of(self.revision),
+            "role": None if self.entry is None else self.entry.role.value,
+            "owner": None if self.entry is None else str(self.entry.owner),
+            "result": self.text,
+            "failed": self.failed,
+            "changed": self.changed,
+        }
+
 
 async def abort(tools: Tools, revision: Revision) -> Outcome:
     """End the upload of ``revision``, as its client could; safe to repeat."""
-    name = name_of(revision)
     try:
         await tools.uploads.abort(UploadId(revision, ""))
     except TierstoreError as error:
-        return Outcome(name, str(error), failed=True, changed=False)
-    return Outcome(name, "aborted; its parts have been removed")
+        return Outcome(revision, str(error), failed=True, changed=False)
+    return Outcome(revision, "aborted; its parts have been removed")
 
 
 async def settle(tools: Tools, revision: Revision) -> Sequence[Outcome]:
@@ -348,9 +432,9 @@ async def settle(tools: Tools, revision: Revision) -> Sequence[Outcome]:
     try:
         entries = await tools.stores.changelog.find(revision)
     except TierstoreError as error:
-        return [Outcome(name_of(revision), str(error), failed=True, changed=False)]
+        return [Outcome(revision, str(error), failed=True, changed=False)]
     if not entries:
-        return [Outcome(name_of(revision), "the change log has no entry of it", failed=True, changed=False)]
+        return [Outcome(revision, "the change log has no entry of it", failed=True, changed=False)]
     return [await _settle(tools, entry) for entry in entries]
 
 
@@ -385,15 +469,14 @@ _SETTLED = {
 
 
 async def _settle(tools: Tools, entry: Entry) -> Outcome:
-    name = f"{name_of(entry.revision)} ({entry.role.value}, owner {entry.owner})"
-    now = tools.clock.now()
+    revision, now = entry.revision, tools.clock.now()
     if (entry.state is State.DONE or entry.sweeps) and entry.not_before > now:
-        return Outcome(name, f"left as it is: {reason(entry, now)}", changed=False)
+        return Outcome(revision, f"left as it is: {reason(entry, now)}", entry, changed=False)
     try:
         result = await tools.settler.settle(entry)
     except TierstoreError as error:
-        return Outcome(name, str(error), failed=True, changed=False)
-    return Outcome(name, _SETTLED[result], changed=result != "lost")
+        return Outcome(revision, str(error), entry, failed=True, changed=False)
+    return Outcome(revision, _SETTLED[result], entry, changed=result != "lost")
 
 
 # Words

@@ -2,14 +2,15 @@
 
 Guarantees: a mutation whose payload has arrived runs to its end even when its caller goes away (a dropped connection, a
 cancelled request); one whose payload has not arrived is ended, and stores nothing. The number of mutations is bounded.
-Of completions of uploads, which may wait for each other for long, only few go on without their callers, so that those
-of one client that comes and goes leave room for everybody's writes. Of what fails without its caller, mistakes of the
-caller are passed over.
+Of completions of uploads, which may wait for each other for long, only few go on without their callers, of one use case
+and scopes and of all together, so that those of a client that comes and goes leave room for the completions of others,
+and for everybody's writes. Of what fails without its caller, mistakes of the caller are passed over.
 Does not: decide who may do what (admission), or where objects live (tiering).
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from tierstore.backends.high_volume.contract import HighVolumeBackend
@@ -23,7 +24,7 @@ from tierstore.tasks import TaskOwner
 from tierstore.tiering.objects import OpenObject
 from tierstore.tiering.tiered import TieredStore
 from tierstore.tiering.uploads import Uploads
-from tierstore.types.ids import ObjectId
+from tierstore.types.ids import ObjectId, Scope
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.objects import FoundObject, Tier
@@ -56,8 +57,8 @@ class ObjectService:
         self._limits = limits
         self._ids = ids
         self._mutations = mutations
-        self._left_completions: set[asyncio.Task[Any]] = set()
-        """Completions of uploads that go on without their callers."""
+        self._left_completions: Counter[tuple[str, tuple[Scope, ...]]] = Counter()
+        """How many completions of uploads go on without their callers, by use case and scopes."""
 
     def new_key(self) -> str:
         """A key for an object whose client gave none: unique, URL-safe, 36 characters."""
@@ -111,10 +112,24 @@ class ObjectService:
         Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `ObjectTooLarge`, `Busy` and the
         other `Unavailable`. Safe to repeat.
         """
-        if len(self._left_completions) >= self._limits.left_completions_max:
+        object_id = upload.revision.object_id
+        owner = object_id.usecase, object_id.scopes
+        if (
+            self._left_completions[owner] >= self._limits.left_completions_max
+            or self._left_completions.total() >= self._limits.left_completions_total_max
+        ):
             raise Busy("too many uploads are being completed for callers that have gone; try again")
-        completion = self._uploads.complete(upload, parts)
-        await self._to_completion("complete_upload", completion, None, self._left_completions)
+
+        def left(task: asyncio.Task[None]) -> None:
+            self._left_completions[owner] += 1
+            task.add_done_callback(lambda _: self._left_ended(owner))
+
+        await self._to_completion("complete_upload", self._uploads.complete(upload, parts), None, left)
+
+    def _left_ended(self, owner: tuple[str, tuple[Scope, ...]]) -> None:
+        self._left_completions[owner] -= 1
+        if not self._left_completions[owner]:
+            del self._left_completions[owner]
 
     async def abort_upload(self, upload: UploadId) -> None:
         """End an upload and remove its parts. Raises `NoSuchUpload`, `Busy` and the other `Unavailable`.
@@ -138,9 +153,9 @@ class ObjectService:
         name: str,
         work: Coroutine[Any, Any, T],
         body: Body | None,
-        left: set[asyncio.Task[Any]] | None = None,
+        left: Callable[[asyncio.Task[T]], None] = lambda _: None,
     ) -> T:
-        """The result of ``work``. It goes on, and is in ``left``, if its caller goes away once the body is complete."""
+        """The result of ``work``. If its caller goes away once the body has come, it goes on, and ``left`` is told."""
         if self._mutations.full:
             work.close()
             raise Busy("too many writes are under way; try again")
@@ -151,7 +166,5 @@ class ObjectService:
             if body is not None and not body.complete:
                 task.cancel()
             self._mutations.disown(task, ClientMistake, ClientDisconnected)
-            if left is not None:
-                left.add(task)
-                task.add_done_callback(left.discard)
+            left(task)
             raise

@@ -120,6 +120,8 @@ class Crash:
     """The process dies in this call: no later call of it has any effect, until `FaultScript.restart`."""
 
     effect: Effect
+    before: Callable[[], Awaitable[object]] | None = None
+    """What happens before it does, while it stands still in the call."""
 
 
 Fault = FailBefore | LoseReply | Answer | Pause | Interpose | ArriveLate | Crash
@@ -176,7 +178,9 @@ class FaultScript:
             case ArriveLate(error):
                 self._late.append(effect)
                 return error
-            case Crash(what):
+            case Crash(what, before):
+                if before is not None:
+                    await before()
                 self._crashed = True
                 if what is Effect.DONE:
                     await effect()
@@ -288,8 +292,15 @@ class FaultyLongTerm(LongTermBackend):
         self._inner = inner
         self._around = script.around
 
-    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
-        return await self._around("long_term.put", lambda: self._inner.put(revision, source, size))
+    async def put(
+        self,
+        revision: Revision,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        not_after: UnixMicros | None = None,
+    ) -> BlobInfo:
+        return await self._around("long_term.put", lambda: self._inner.put(revision, source, size, not_after=not_after))
 
     async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
         stream = await self._around("long_term.get", lambda: self._inner.get(revision, span))
@@ -301,8 +312,8 @@ class FaultyLongTerm(LongTermBackend):
     async def delete(self, revision: Revision) -> None:
         await self._around("long_term.delete", lambda: self._inner.delete(revision))
 
-    async def initiate(self, revision: Revision) -> str:
-        return await self._around("long_term.initiate", lambda: self._inner.initiate(revision))
+    async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
+        return await self._around("long_term.initiate", lambda: self._inner.initiate(revision, not_after=not_after))
 
     async def upload_part(
         self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None

@@ -355,8 +355,16 @@ class RecordingLongTerm(LongTermBackend):
         self._called = recorder.called
         self._clock = clock
 
-    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
-        return await self._called(self._clock, "long_term.put", (revision,), self._inner.put(revision, source, size))
+    async def put(
+        self,
+        revision: Revision,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        not_after: UnixMicros | None = None,
+    ) -> BlobInfo:
+        effect = self._inner.put(revision, source, size, not_after=not_after)
+        return await self._called(self._clock, "long_term.put", (revision,), effect)
 
     async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
         return await self._called(self._clock, "long_term.get", (revision,), self._inner.get(revision, span))
@@ -367,8 +375,9 @@ class RecordingLongTerm(LongTermBackend):
     async def delete(self, revision: Revision) -> None:
         await self._called(self._clock, "long_term.delete", (revision,), self._inner.delete(revision))
 
-    async def initiate(self, revision: Revision) -> str:
-        return await self._called(self._clock, "long_term.initiate", (revision,), self._inner.initiate(revision))
+    async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
+        effect = self._inner.initiate(revision, not_after=not_after)
+        return await self._called(self._clock, "long_term.initiate", (revision,), effect)
 
     async def upload_part(
         self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None

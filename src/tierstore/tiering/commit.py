@@ -124,7 +124,9 @@ class Committer:
             operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._operations.grace_end()
         )
         try:
-            blob = await self._operations.in_time(operation, self._long_term.put(revision, body, body.size))
+            blob = await self._operations.in_time(
+                operation, self._long_term.put(revision, body, body.size, not_after=operation.not_after)
+            )
         except BaseException as error:
             await self._abandon(operation, revision, certain=isinstance(error, _NO_BLOB_APPEARS))
             raise
@@ -163,7 +165,7 @@ class Committer:
             if not await self._changelog.record_again(
                 operation.owner, new=revision, old=pointed_to(object_id, base), not_before=self._operations.grace_end()
             ):
-                raise GivenUp("the write took so long that it was settled as abandoned; try again")
+                raise GivenUp("the write was settled as abandoned (it took long, or an operator asked); try again")
         raise Unavailable("too many concurrent writers of this object; try again")
 
     async def put_inline(self, object_id: ObjectId, metadata: Metadata, payload: bytes) -> None:

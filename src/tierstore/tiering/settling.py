@@ -19,8 +19,9 @@ Settling an entry of the log (R its revision; arms as in `tierstore.tiering.comm
          error, cancelled: the entry is there and condemned; it is taken again when its lease is over.
     5. Give the entry back for a second visit, which repeats all of it. If the blob has stayed away until then, the
        entry is forgotten: a store that was still finishing a write when told to delete cannot leave garbage behind.
-       In role new the second visit is not before ``operation_deadline`` has passed since the entry was recorded, for
-       until then a live owner may still be writing the blob that it will not be able to commit [time].
+       In role new the second visit is not before ``operation_deadline`` and half of it have passed since the entry was
+       recorded, for until then a live owner may still be writing the blob that it will not be able to commit [time],
+       and its clock may be behind.
 """
 
 from tierstore.backends.high_volume.contract import HighVolumeBackend
@@ -70,8 +71,7 @@ class Settler:
             return await self._keep(condemned)
         if condemned.owner_is_upload and await self._is_old_elsewhere(revision):
             return await self._keep(condemned)
-        if condemned.role is Role.NEW and revision.is_upload:
-            # At the second visit too: a part may have been on its way.
+        if condemned.owner_is_upload:  # at the second visit too: a part may have been on its way
             await self._long_term.abort(revision)
         if condemned.sweeps and not await self._is_there(revision):
             return "forgotten" if await self._changelog.forget_settled(condemned) else "lost"
@@ -96,8 +96,8 @@ class Settler:
         """When nobody can be writing the blob of ``entry`` any more, and the store has had time to finish."""
         if entry.role is Role.OLD:
             return self._in(self._limits.sweep_second_visit_seconds)
-        seconds = self._limits.operation_deadline_seconds + self._limits.sweep_second_visit_seconds
-        return max(self._in(self._limits.sweep_second_visit_seconds), entry.recorded + int(seconds * MICROS_PER_SECOND))
+        kept_until = entry.recorded + int(self._limits.new_entry_kept_seconds_min * MICROS_PER_SECOND)
+        return max(self._in(self._limits.sweep_second_visit_seconds), kept_until)
 
     async def _is_there(self, revision: Revision) -> bool:
         try:

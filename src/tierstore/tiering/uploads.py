@@ -9,8 +9,8 @@ Initiate, `Uploads.initiate`
          error, cancelled: an entry may be there; the sweeper finds nothing and forgets it.
     2. Begin the upload in the long-term store, in the operation's time [time].
          error: the entry is left to the sweeper, at once. cancelled: it is found after ``upload_retention``.
-         not begun by ``operation_deadline``: (R, me, new) is recorded and left to the sweeper too: a process that was
-         paused for very long may have begun the upload when its entry had been settled and forgotten.
+         not begun by ``operation_deadline``: as an error. The store itself looks at the clock when it begins it, so
+         that none begins when its entry has been settled and forgotten.
 
 Parts are the long-term store's business alone: it knows which uploads are in progress, and refuses parts of others.
 Of one that it has assembled already, and that is not committed yet, the client is not told that it is gone: the entry
@@ -70,7 +70,6 @@ from tierstore.errors import (
     Busy,
     ClientMistake,
     CorruptObject,
-    GivenUp,
     InvariantBroken,
     NoSuchUpload,
     ObjectTooLarge,
@@ -133,25 +132,15 @@ class Uploads:
         retention = self._operations.later(self._limits.upload_retention_seconds)
         await self._changelog.begin_upload(revision, wanted, retention)
         try:
-            store_id = await self._operations.in_time(operation, self._long_term.initiate(revision))
-            self._operations.check_time(operation)
-        except GivenUp:
-            await self._operations.off_path("give_up", self._give_up(operation, revision))
-            raise
+            store_id = await self._operations.in_time(
+                operation, self._long_term.initiate(revision, not_after=operation.not_after)
+            )
+            self._operations.check_time(operation)  # a process that was paused since may find its upload settled
         except Exception:
             await self._operations.off_path("expedite", self._operations.expedite(revision.uuid))
             raise
         telemetry.uploads_begun.inc()
         return UploadId(revision, store_id)
-
-    async def _give_up(self, operation: Operation, revision: Revision) -> None:
-        """Leave an upload that may have begun too late to the sweeper, whatever has become of its own entry.
-
-        Its client never gets its id, so nobody can complete it: that makes it safe to settle by an entry which is not
-        the one that attempts to complete it would share.
-        """
-        await self._changelog.record(operation.owner, new=revision, old=None, not_before=self._clock.now())
-        await self._operations.expedite(revision.uuid)
 
     async def upload_part(self, upload: UploadId, number: int, body: Body, md5: bytes | None) -> Part:
         """Store ``body``, whose size is known, as part ``number``, in place of an earlier one with that number.
@@ -183,9 +172,12 @@ class Uploads:
             raise
 
     async def _check_not_assembled(self, revision: Revision) -> None:
-        """Raise `Unavailable` if an upload that the long-term store does not know can still be completed."""
+        """Raise `Unavailable` if an upload that the long-term store does not know can still be completed.
+
+        The row is asked as well, for an upload whose process died right after the commit is not marked done yet.
+        """
         entry = await self._own_entry(revision)
-        if entry is not None and entry.state is State.OPEN:
+        if entry is not None and entry.state is State.OPEN and not await self._has(revision):
             raise Unavailable(_ASSEMBLED) from None
 
     async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:

@@ -1,10 +1,11 @@
 """What operators' commands do, on the real embedded stores with a clock of the test's own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 
 from tests.unit.test_build import config_of
 from tests.unit.types.strategies import object_ids
-from tierstore.backends.high_volume.contract import Inline
+from tierstore.backends.high_volume.contract import Gone, Inline
 from tierstore.build import Tools, build_tiering, open_stores
 from tierstore.changelog.entries import State
 from tierstore.clock import MICROS_PER_SECOND
@@ -67,16 +68,16 @@ class Bench:
         await self.tools.stores.long_term.put(revision, Source([b"blob"]), None)
         return revision
 
-    async def uploads(self, limit: int = 100) -> Sequence[UploadReport]:
+    async def uploads(self, limit: int = 100, *, ended: bool = False) -> Sequence[UploadReport]:
         """What a list of uploads shows."""
         self.shown.clear()
-        await operators.list_uploads(self.tools, limit, self.shown.append)
+        await operators.list_uploads(self.tools, limit, self.shown.append, ended=ended)
         return [report for report in self.shown if isinstance(report, UploadReport)]
 
-    async def entries(self, limit: int = 100) -> Sequence[EntryReport]:
-        """What a list of entries shows."""
+    async def entries(self, limit: int = 100, states: Collection[State] = tuple(State)) -> Sequence[EntryReport]:
+        """What a list of entries in ``states`` shows."""
         self.shown.clear()
-        await operators.list_entries(self.tools, limit, self.shown.append)
+        await operators.list_entries(self.tools, limit, self.shown.append, states)
         return [report for report in self.shown if isinstance(report, EntryReport)]
 
     async def settled(self, revision: Revision) -> list[str]:
@@ -172,6 +173,61 @@ async def test_lists_are_paged_and_bounded(tmp_path: Path) -> None:
         assert {report.entry.revision for report in await on.entries()} == {*begun, blob}
 
 
+async def test_uploads_that_have_ended_are_hidden(tmp_path: Path) -> None:
+    """Uploads that were aborted, over any number of pages, are listed only when asked for; the others are."""
+    async with bench(tmp_path) as on:
+        for number in range(2 * LIMITS.sweep_batch + 1):
+            aborted, _ = await on.begin(b"part", key=f"aborted{number}")
+            assert not (await operators.abort(on.tools, aborted.revision)).failed
+        being_settled, _ = await on.begin(b"part", key="being settled")
+        (own,) = await on.tools.stores.changelog.find(being_settled.revision)
+        await on.tools.stores.changelog.condemn(own, on.clock.now() + MICROS_PER_SECOND)
+        on.clock.advance(1)
+        upload, parts = await on.begin(b"part")
+        assert [report.entry.revision for report in await on.uploads()] == [being_settled.revision, upload.revision]
+        assert not await operators.list_uploads(on.tools, 2, on.shown.append)
+        assert await operators.list_uploads(on.tools, 1, on.shown.append)
+        assert len(await on.uploads(ended=True)) == 2 * LIMITS.sweep_batch + 3
+        await on.complete(upload, parts)
+        assert [report.entry.revision for report in await on.uploads()] == [being_settled.revision]
+
+
+async def test_outcomes_are_hidden(tmp_path: Path) -> None:
+    """Of the entries only those are listed whose state is asked for: as a rule not what is merely remembered."""
+    async with bench(tmp_path) as on:
+        for number in range(LIMITS.sweep_batch + 1):
+            await on.complete(*await on.begin(b"part", key=f"done{number}"))
+        on.clock.advance(1)
+        blob = await on.blob(1)
+        on.shown.clear()
+        assert not await operators.list_entries(on.tools, 1, on.shown.append)
+        assert [report.entry.revision for report in on.shown] == [blob]
+        assert len(await on.entries()) == LIMITS.sweep_batch + 2
+        assert {report.entry.state for report in await on.entries(states=[State.DONE])} == {State.DONE}
+
+
+async def test_entries_show_what_uploads_hold(tmp_path: Path) -> None:
+    """The entry of an upload shows its parts, as the list of uploads does; that of a blob the blob."""
+    async with bench(tmp_path) as on:
+        await on.begin(b"part", b"part")
+        on.clock.advance(1)
+        completed, parts = await on.begin(b"x" * 100, key="completed")
+        await on.complete(completed, parts)
+        in_progress, done = await on.entries()
+        assert "2 parts, 8 B" in in_progress.text()
+        assert (in_progress.fields()["stored"], in_progress.fields()["parts"]) == ("parts", 2)
+        assert "blob of 100 B" in done.text()
+        assert (done.fields()["stored"], done.fields()["parts"]) == ("blob", None)
+
+
+async def test_an_upload_is_found_by_its_clients_id(tmp_path: Path) -> None:
+    """A list for programs shows the id that the client holds."""
+    async with bench(tmp_path) as on:
+        upload, _ = await on.begin(b"part")
+        (report,) = await on.uploads()
+        assert report.fields()["upload_id"] == upload.encode()
+
+
 async def test_reasons_follow_an_upload_through_its_life(tmp_path: Path) -> None:
     """The words change with the state: in progress, being settled, aborted, completed."""
     async with bench(tmp_path) as on:
@@ -238,7 +294,7 @@ async def test_settle_deletes_what_no_row_points_to(tmp_path: Path) -> None:
         await on.tools.stores.long_term.put(revision, Source([b"late"]), None)  # a writer that was still at it
         (text,) = await on.settled(revision)
         assert text.startswith("left as it is: given up, and its blob was deleted")
-        on.clock.advance(LIMITS.operation_deadline_seconds + LIMITS.sweep_second_visit_seconds + 1)
+        on.clock.advance(LIMITS.new_entry_kept_seconds_min + 1)
         assert (await on.settled(revision))[0].startswith("deleted")
         on.clock.advance(LIMITS.sweep_second_visit_seconds + 1)
         assert await on.settled(revision) == ["forgotten: there was nothing left to settle"]
@@ -329,24 +385,41 @@ async def test_everything_about_a_revision(tmp_path: Path) -> None:
         revision, high_volume = upload.revision, on.tools.stores.high_volume
 
         async def described() -> str:
-            return "\n".join(await operators.describe(on.tools, revision))
+            return (await operators.describe(on.tools, revision)).text()
+
+        async def fields() -> dict[str, Any]:
+            described = await operators.describe(on.tools, revision)
+            assert "secret" not in str(described.fields())
+            return described.fields()
 
         assert "row: none, there is no such object" in await described()
+        begun = await fields()
+        assert (begun["revision"], begun["row"]) == (operators.name_of(revision), {"content": "none"})
+        assert (begun["stored"], begun["parts"], begun["bytes"], begun["problem"]) == ("parts", 1, 120, None)
+        assert [(entry["upload"], entry["state"], entry["parts"]) for entry in begun["entries"]] == [(True, "open", 1)]
         assert "1 part, 120 B" in await described()
         assert "change log: its upload" in await described()
         await on.tools.stores.changelog.record(OWNER, new=revision, old=None, not_before=0)
         assert f"change log: operation {OWNER}" in await described()
         await high_volume.put_inline(FILM, Inline(b"", b"secret"), on.clock.now() + 1)
         assert "holds a small object, and points to no blob, expires 2" in await described()
+        assert (await fields())["row"]["content"] == "small object"
+        assert (await fields())["row"]["expires"].startswith("2")
         on.clock.advance(1)
         assert "points to no blob, expired 2" in await described()
         await on.complete(upload, parts)
         assert "row: points to this revision" in await described()
+        assert (await fields())["row"] == {"content": "blob", "revision": str(revision.uuid), "expires": None}
         assert "blob of 120 B" in await described()
         other, its_parts = await on.begin(b"other" * 20)
         await on.complete(other, its_parts)
         assert f"points to another revision, {other.revision.uuid}" in await described()
         assert "secret" not in await described()
+        row = await high_volume.head(FILM)
+        assert row is not None
+        assert await high_volume.compare_and_write(FILM, row.version, Gone(), None)
+        assert "gone: deleted, or fenced by a sweeper" in await described()
+        assert (await fields())["row"] == {"content": "gone"}
 
 
 @pytest.mark.parametrize(

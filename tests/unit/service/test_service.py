@@ -20,6 +20,7 @@ from tierstore.limits import Limits
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FailBefore, Pause
+from tierstore.types.ids import Scope
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import PartName, UploadId
 from tierstore.types.objects import Tier
@@ -117,9 +118,9 @@ async def test_a_write_that_has_not_arrived_ends_with_its_caller() -> None:
         await world.check_settled()
 
 
-async def _begun(service: ObjectService, key: str = "k") -> tuple[UploadId, list[PartName]]:
+async def _begun(service: ObjectService, key: str = "k", org: str = "1") -> tuple[UploadId, list[PartName]]:
     """An upload with two parts."""
-    upload = await service.initiate_upload(object_id(key), Metadata())
+    upload = await service.initiate_upload(replace(object_id(key), scopes=(Scope("org", org),)), Metadata())
     parts = [await service.upload_part(upload, number, BytesBody(LARGE), None) for number in (1, 2)]
     return upload, [PartName(part.number, part.etag) for part in parts]
 
@@ -260,6 +261,36 @@ async def test_few_completions_go_on_without_their_callers() -> None:
         await service.complete_upload(*begun[3])
         for number in range(4):
             assert await world.get(f"k{number}") == LARGE + LARGE
+
+
+async def test_left_completions_of_one_tenant_are_not_anothers() -> None:
+    """Whoever leaves too many completions is refused more, others are not; all together are bounded too."""
+    async with open_world(replace(Limits.tiny(), left_completions_max=2, left_completions_total_max=3)) as world:
+        service, mutations, _ = _service(world)
+
+        async def leave(org: str) -> Pause:
+            pause = Pause(after_effect=True)
+            world.script.at("long_term.complete", pause)
+            caller = asyncio.create_task(service.complete_upload(*await _begun(service, org=org)))
+            await pause.reached.wait()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            return pause
+
+        pauses = [await leave("1"), await leave("1")]
+        with pytest.raises(Busy):
+            await service.complete_upload(*await _begun(service, org="1"))
+        await service.complete_upload(*await _begun(service, org="2"))
+        pauses.append(await leave("2"))
+        third = await _begun(service, org="3")
+        with pytest.raises(Busy):
+            await service.complete_upload(*third)
+        for pause in pauses:
+            pause.release.set()
+        assert await mutations.drain(5) == 0
+        await service.complete_upload(*third)
+        await service.complete_upload(*await _begun(service, org="1"))
 
 
 async def test_mutations_are_bounded() -> None:

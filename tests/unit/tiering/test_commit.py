@@ -206,7 +206,7 @@ async def test_a_commit_that_was_on_its_way_for_days_writes_nothing(
         await world.raw_high_volume.fence(object_id("k"))
         advance(world.limits.entry_grace_seconds + 1)
         await world.sweeper.run_once()
-        advance(world.limits.operation_deadline_seconds + world.limits.sweep_second_visit_seconds + 1)
+        advance(world.limits.new_entry_kept_seconds_min + 1)
         await world.sweeper.run_once()
         advance(world.limits.marker_retention_seconds + 1)
         await world.sweeper.run_once()

@@ -47,7 +47,7 @@ async def test_an_orphan_is_deleted_at_the_first_visit_and_forgotten_at_the_seco
         world.clock.advance(world.limits.operation_deadline_seconds)
         assert await world.sweeper.run_once() == {}, "until then its owner may live, and still be writing"
         await world.raw_long_term.put(revision, BytesBody(LARGE), None)
-        world.clock.advance(world.limits.sweep_second_visit_seconds + 1)
+        world.clock.advance(world.limits.operation_deadline_seconds / 2 + world.limits.sweep_second_visit_seconds + 1)
         assert await world.sweeper.run_once() == {"deleted": 1}, "it came back: another visit follows"
         world.clock.advance(world.limits.sweep_second_visit_seconds + 1)
         assert await world.sweeper.run_once() == {"forgotten": 1}
@@ -124,7 +124,7 @@ async def test_a_damaged_blob_is_deleted_at_the_second_visit() -> None:
         await world.sweeper.run_once()
         await world.raw_long_term.put(revision, BytesBody(LARGE), None)
         world.script.at("long_term.head", FailBefore(CorruptObject("scripted")))
-        world.clock.advance(world.limits.operation_deadline_seconds + world.limits.sweep_second_visit_seconds + 1)
+        world.clock.advance(world.limits.new_entry_kept_seconds_min + 1)
         assert await world.sweeper.run_once() == {"deleted": 1}
         assert await world.blobs() == []
         await world.sweep()

@@ -140,7 +140,7 @@ class World:
         await self.drain()
         self.clock.advance(max(self.limits.entry_grace_seconds, self.limits.upload_retention_seconds) + 1)
         await self.sweeper.run_once()
-        self.clock.advance(self.limits.operation_deadline_seconds + self.limits.sweep_second_visit_seconds + 1)
+        self.clock.advance(self.limits.new_entry_kept_seconds_min + 1)
         await self.sweeper.run_once()
         self.clock.advance(self.limits.sweep_lease_seconds + self.limits.sweep_second_visit_seconds + 1)
         await self.sweeper.run_once()

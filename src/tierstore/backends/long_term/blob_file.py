@@ -34,7 +34,7 @@ The files are complete in themselves: from them alone, every blob's object and r
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,10 +236,11 @@ class BlobWriter:
             self._checksum.update(chunk)
         self._offset = write_all(fd, chunks, self._offset)
 
-    def publish(self, chunks: Sequence[bytes], stored: UnixMicros) -> int:
+    def publish(self, chunks: Sequence[bytes], stored: UnixMicros, in_time: Callable[[], None] = lambda: None) -> int:
         """Append the last chunks and make the blob durable and visible; return the bytes of its payload.
 
-        Raises `Unavailable` if it may have become visible without being durable.
+        ``in_time`` is called last of all before, and what it raises ends it. Raises `Unavailable` if it may have become
+        visible without being durable.
         """
         self.write(chunks)
         fd = self._descriptor()
@@ -248,6 +249,7 @@ class BlobWriter:
         write_all(fd, [header.encode()], 0)
         os.fsync(fd)
         replaces = self._file.exists()
+        in_time()
         self._store.move(self._temporary, self._file)
         if not replaces:
             self._appeared = os.fstat(fd)

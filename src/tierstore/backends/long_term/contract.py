@@ -66,15 +66,25 @@ class LongTermBackend(ABC):
     """One long-term store. Built open by its factory; `close` ends it. Used from one event loop."""
 
     @abstractmethod
-    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
+    async def put(
+        self,
+        revision: Revision,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        not_after: UnixMicros | None = None,
+    ) -> BlobInfo:
         """Store everything that ``source`` yields as the blob of ``revision``; return when it is durable and visible.
 
         ``size`` is the payload's length in bytes when it is known beforehand; a source that yields another number of
         bytes fails the put with `InvariantBroken`. Holds at most a few chunks in memory.
 
         An exception out of ``source``, or cancellation, ends the put: the exception goes through, and no blob appears,
-        then or later. `StorageFull`: likewise nothing. `Unavailable`: a blob may appear, even some time later; the
-        caller leaves it to the sweeper. Putting a revision that exists replaces it atomically (a revision is never
+        then or later. `StorageFull`: likewise nothing. `GivenUp`: likewise, because the store's clock was past
+        ``not_after`` when the blob was about to become visible, however long the call was on its way. `Unavailable`: a
+        blob may appear, even some time later, but not past ``not_after``; the caller leaves it to the sweeper.
+
+        Putting a revision that exists replaces it atomically (a revision is never
         reused, so only a repeated attempt of the same write can do this).
         """
 
@@ -112,11 +122,12 @@ class LongTermBackend(ABC):
         """
 
     @abstractmethod
-    async def initiate(self, revision: Revision) -> str:
+    async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
         """Begin a multipart upload of the blob of ``revision``; return the store's own id of it, visible ASCII.
 
         The upload is durable when this returns. On `Unavailable` there may be one, or come one: `abort` without an id
-        ends it. Called once for a revision.
+        ends it. `GivenUp`: there is none, and will be none, because the store's clock was past ``not_after`` when it
+        was about to begin. Called once for a revision.
         """
 
     @abstractmethod

@@ -2,9 +2,9 @@
 
 Guarantees, beyond the contract: file, file name and directories are synced before `put` returns; a blob becomes
 visible by one atomic rename; no key of a user is part of a file name; a process that dies at any moment leaves
-nothing but files that `remove_debris` of any other instance removes, and never takes from a living one. The event loop
-never waits for the disk: everything blocking runs in a bounded pool of threads. At most two chunks of a stream, and
-two batches of a write, are in memory.
+nothing but files that `remove_debris` of any other instance removes, and never takes from a living one, or that go with
+the upload that they are of. The event loop never waits for the disk: everything blocking runs in a bounded pool of
+threads. At most two chunks of a stream, and two batches of a write, are in memory.
 
 Does not: keep copies, or repair. Needs a filesystem with atomic rename, fsync and flock: a local one, not a network
 share. The files are described in `tierstore.backends.long_term.blob_file`, the directories in
@@ -13,7 +13,7 @@ share. The files are described in `tierstore.backends.long_term.blob_file`, the 
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -25,11 +25,13 @@ import structlog
 from tierstore import telemetry
 from tierstore.backends.long_term.blob_file import BlobReader, BlobWriter, Header, make_durable, read_header
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
-from tierstore.backends.long_term.file_threads import FileThreads, Job
+from tierstore.backends.long_term.file_threads import FileThreads, Job, translate
+from tierstore.backends.long_term.lateness import check_not_late
 from tierstore.backends.long_term.part_file import PART_NONCE_BYTES, PartWriter
 from tierstore.backends.long_term.store_directory import StoreDirectory, leaf_name
 from tierstore.backends.long_term.upload_directory import Done, Held, UploadDirectory
-from tierstore.clock import Clock
+from tierstore.backends.long_term.upload_line import UploadLine
+from tierstore.clock import Clock, UnixMicros
 from tierstore.errors import CorruptObject, InvalidRequest, StartupError, TierstoreError, Unavailable
 from tierstore.idsource import IdSource
 from tierstore.invariants import invariant
@@ -60,9 +62,8 @@ class FilesystemLongTerm(LongTermBackend):
         self._limits = limits
         self._clock = clock
         self._ids = ids
-        self._upload_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
-        """Of the uploads that an operation of this instance is changing, so that these wait in order, without polling.
-        """
+        self._lines: WeakValueDictionary[UUID, UploadLine] = WeakValueDictionary()
+        """Of the uploads that an operation of this instance is changing."""
         self._streams: set[_FileBlobStream] = set()
         self._operations = 0
         self._idle = asyncio.Event()
@@ -89,7 +90,14 @@ class FilesystemLongTerm(LongTermBackend):
             raise
         return cls(store, pool, limits, clock, ids)
 
-    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
+    async def put(
+        self,
+        revision: Revision,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        not_after: UnixMicros | None = None,
+    ) -> BlobInfo:
         with self._operation():
             writer = BlobWriter(self._store, revision, size)
             writing = _Writing(writer, self._threads, self._limits.stream_chunk_bytes, size)
@@ -98,7 +106,7 @@ class FilesystemLongTerm(LongTermBackend):
                     await writing.add(chunk)
                 rest = await writing.rest()
                 stored = self._clock.now()
-                written = await self._threads.run(writer.publish, rest, stored)
+                written = await self._threads.run(writer.publish, rest, stored, self._in_time(not_after))
             except BaseException:
                 await writing.discard()
                 raise
@@ -150,10 +158,10 @@ class FilesystemLongTerm(LongTermBackend):
                     page += await self._threads.run(self._scan, leaf, prefix, last, limit - len(page))
             return page
 
-    async def initiate(self, revision: Revision) -> str:
+    async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
         with self._operation():
             upload = self._upload(revision)
-            beginning = self._threads.start(upload.begin, self._clock.now())
+            beginning = self._threads.start(upload.begin, self._clock.now(), self._in_time(not_after))
             try:
                 await beginning.result()
             except asyncio.CancelledError:
@@ -164,6 +172,10 @@ class FilesystemLongTerm(LongTermBackend):
                     await self._threads.complete(upload.locked, partial(upload.abort, False))
                 raise
             return ""
+
+    def _in_time(self, not_after: UnixMicros | None) -> Callable[[], None]:
+        """Raises `GivenUp` when ``not_after`` is over; called in the thread that makes something appear."""
+        return partial(check_not_late, self._clock, not_after)
 
     async def upload_part(
         self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
@@ -252,37 +264,32 @@ class FilesystemLongTerm(LongTermBackend):
     def _upload(self, revision: Revision) -> UploadDirectory:
         return UploadDirectory(self._store, revision, self._limits)
 
+    def _line(self, revision: Revision) -> UploadLine:
+        return self._lines.setdefault(revision.uuid, UploadLine())
+
     async def _locked(self, upload: UploadDirectory, revision: Revision, work: Callable[[bool], T]) -> T:
         """The result of ``work``, done while the upload is locked; it is told whether there is one.
 
-        Raises `Unavailable` if others hold the upload for ``upload_lock_wait_seconds_max``: nothing was done.
-        """
-        async with self._turn(revision) as ends:
-            return await self._held(lambda: self._threads.run(upload.locked, work), ends)
-
-    @asynccontextmanager
-    async def _turn(self, revision: Revision) -> AsyncIterator[float]:
-        """The caller's turn among this instance's operations that change the upload; gives when its wait must end.
-
-        Raises `Unavailable` if it does not come in ``upload_lock_wait_seconds_max``.
+        Raises `Unavailable` if others, of this instance too, hold it for ``upload_lock_wait_seconds_max``: nothing was
+        done.
         """
         seconds = self._limits.upload_lock_wait_seconds_max
         ends = self._clock.monotonic() + seconds
-        turn = self._upload_locks.setdefault(revision.uuid, asyncio.Lock())
+        line = self._line(revision)
         try:
             async with asyncio.timeout(seconds):
-                await turn.acquire()
+                await line.turn.acquire()
         except TimeoutError:
             raise Unavailable(_CHANGING) from None
         try:
-            yield ends
+            return await self._held(lambda: self._threads.run(upload.locked, work), ends)
         finally:
-            turn.release()
+            line.turn.release()
 
     async def _held(self, attempt: Callable[[], Awaitable[Done[T] | Held]], ends: float) -> T:
         """The result of what ``attempt`` does, once no other process holds the upload.
 
-        Raises `Unavailable` if one holds it until ``ends``: nothing was done.
+        Raises `Unavailable` if one holds it until ``ends``, and at the first attempt after that: nothing was done.
         """
         while True:
             outcome = await attempt()
@@ -295,24 +302,44 @@ class FilesystemLongTerm(LongTermBackend):
     async def _publish(self, upload: UploadDirectory, revision: Revision, writer: PartWriter) -> None:
         """Make a finished part one of the upload's, durably. If its caller is cancelled, take it back.
 
-        All in one turn: if another part with the number came between, taking that one back would bring back this one.
+        Its turn in this instance is waited for without a bound of its own, because all of its bytes have come; a
+        complete or an abort that is before it ends by itself, and parts are published together.
         """
-        async with self._turn(revision) as ends:
-            try:
-                await self._held(lambda: self._threads.run(upload.locked, partial(upload.publish, writer)), ends)
-                await self._threads.run(writer.make_durable)
-            except asyncio.CancelledError:
-                if writer.is_published:
-                    await self._withdraw(upload, revision, writer)
-                raise
+        ends = self._clock.monotonic() + self._limits.upload_lock_wait_seconds_max
+        line = self._line(revision)
+        part = line.join(writer)
+        try:
+            async with line.turn:
+                if not part.is_taken:
+                    await self._held(lambda: self._threads.run(upload.locked, partial(upload.publish, line)), ends)
+            if part.error is not None:
+                raise translate(part.error) if isinstance(part.error, OSError) else part.error
+            await line.make_durable(part, self._threads.run)
+        except BaseException as error:
+            if not line.leave(part) and isinstance(error, asyncio.CancelledError):
+                await self._withdraw(upload, revision, writer)
+            raise
 
     async def _withdraw(self, upload: UploadDirectory, revision: Revision, writer: PartWriter) -> None:
-        """Take a published part back, because its caller was cancelled. Raises nothing of the store's."""
+        """Take a part back, because its caller was cancelled, however often. Raises nothing of the store's.
+
+        The caller re-raises the cancellation that it is handling. Later ones change nothing: this ends by itself.
+        """
         ends = self._clock.monotonic() + self._limits.upload_lock_wait_seconds_max
-        try:
-            await self._held(lambda: self._threads.complete(upload.locked, partial(upload.withdraw, writer)), ends)
-        except TierstoreError as error:
-            log.warning("cancelled part not withdrawn", blob=str(revision.uuid), error=str(error))
+        while True:
+            attempt = self._threads.start(upload.locked, partial(upload.withdraw, writer))
+            with suppress(asyncio.CancelledError):
+                await attempt.end()
+            try:
+                if isinstance(await attempt.result(), Done):
+                    return
+                if self._clock.monotonic() >= ends:
+                    raise Unavailable(_CHANGING)
+            except TierstoreError as error:
+                log.warning("cancelled part not withdrawn", blob=str(revision.uuid), error=str(error))
+                return
+            with suppress(asyncio.CancelledError):
+                await self._clock.sleep(_LOCK_POLL_SECONDS)
 
     def _header(self, revision: Revision) -> Header | None:
         """The header of a blob, or None; the blob of an upload is durable by then. Blocking."""

@@ -15,6 +15,7 @@ import xxhash
 
 from tierstore import telemetry
 from tierstore.backends.long_term.contract import BlobInfo, BlobStream, LongTermBackend
+from tierstore.backends.long_term.lateness import check_not_late
 from tierstore.clock import Clock, UnixMicros
 from tierstore.errors import (
     ChecksumMismatch,
@@ -94,9 +95,18 @@ class MemoryLongTerm(LongTermBackend):
         self._clock = clock
         self._closed = False
 
-    async def put(self, revision: Revision, source: AsyncIterator[bytes], size: int | None) -> BlobInfo:
+    async def put(
+        self,
+        revision: Revision,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        not_after: UnixMicros | None = None,
+    ) -> BlobInfo:
         await self._arrive()
-        return self._publish(revision, await self._read(source, size))
+        payload = await self._read(source, size)
+        check_not_late(self._clock, not_after)
+        return self._publish(revision, payload)
 
     async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
         await self._arrive()
@@ -132,8 +142,9 @@ class MemoryLongTerm(LongTermBackend):
                 page.append(BlobInfo(revision, blob.size, blob.stored))
         return page
 
-    async def initiate(self, revision: Revision) -> str:
+    async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
         await self._arrive()
+        check_not_late(self._clock, not_after)
         self._blobs.uploads_begun += 1
         store_id = f"upload-{self._blobs.uploads_begun}"
         self._blobs.uploads[revision] = MemoryUpload(revision, store_id)

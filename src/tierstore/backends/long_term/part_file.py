@@ -20,7 +20,15 @@ The ETag of a part is its MD5 and its nonce, in hexadecimal digits, with a hyphe
 same, not even with equal content, so that an ETag names what was stored by one request.
 
 Guarantees: a file under its final name is whole; a header that does not match its checksum, its file's length or its
-file's name is found out. Does not: verify the payload, which `tierstore.backends.long_term.blob_file` does.
+file's name is found out. Of any number of parts with one number that are published one over the other, in any number of
+processes, any may be withdrawn in any order: what is left is the last of those that stay, or the part before them all.
+Does not: verify the payload, which `tierstore.backends.long_term.blob_file` does.
+
+Until it is clear that a part stays, it keeps the one that it has replaced, by a link in the directory of the upload::
+
+    {nnnnn}.{nonce}.before    what the part with that number and nonce has replaced
+
+So a withdrawn part that is not in place any more finds the one that would put it back, and hands its own down to that.
 """
 
 import hashlib
@@ -51,6 +59,7 @@ _FIXED = struct.Struct(">8sB3xI16sQQ16s16s8s")
 _CHECKSUM_BYTES = 8
 PART_HEADER_BYTES = _FIXED.size + _CHECKSUM_BYTES
 PART_NONCE_BYTES = 8
+_BEFORE_SUFFIX = ".before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,6 @@ class PartHeader:
     def part(self) -> Part:
         """What is known of the part."""
         return Part(self.number, self.etag, self.size, self.stored)
-
-
-def nonce_of(etag: str) -> bytes:
-    """The nonce that an ETag ends with; empty if it is none of ours."""
-    try:
-        return bytes.fromhex(etag[-2 * PART_NONCE_BYTES :])
-    except ValueError:
-        return b""
 
 
 def parse_part_header(raw: bytes) -> PartHeader:
@@ -135,11 +136,18 @@ def read_part_header(file: Path, uuid: UUID, number: int) -> PartHeader:
     return header
 
 
+def remove_links_to_replaced_parts(directory: Path) -> None:
+    """Remove what keeps replaced parts from an upload whose parts nobody can withdraw any more."""
+    for link in directory.glob(f"*{_BEFORE_SUFFIX}"):
+        link.unlink(missing_ok=True)
+
+
 class PartWriter:
     """One part on its way into an upload: a temporary file that is finished, then published whole, or discarded.
 
-    Used by one thread at a time. Nothing is on disk before the first `write` or `finish`. `discard` must follow any
-    failure. `publish`, and `withdraw` after it, run while the upload is locked; `make_durable` need not.
+    Used by one thread at a time. Nothing is on disk before the first `write` or `finish`. `discard` must follow,
+    whatever becomes of it. `publish` and `withdraw` run while the upload is locked; `make_durable` need not, and makes
+    durable whatever has been published of the upload before.
     """
 
     def __init__(self, store: StoreDirectory, revision: Revision, number: int, size: int, nonce: bytes) -> None:
@@ -150,7 +158,7 @@ class PartWriter:
         self._nonce = nonce
         self._file = store.upload_directory(revision.uuid) / part_name(number)
         self._temporary = store.temporary_file()
-        self._before = store.temporary_file()
+        self._before = self._file.with_name(f"{self._file.stem}.{nonce.hex()}{_BEFORE_SUFFIX}")
         """Another name of the part that this one replaces, until it is clear that this one stays."""
         self._offset = PART_HEADER_BYTES
         self._checksum = xxhash.xxh3_128()
@@ -207,20 +215,28 @@ class PartWriter:
             # Not translated: out of space promises that nothing was stored, and this came too late for that.
             raise Unavailable("the blob store could not make a part durable") from error
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the part has been given its final name."""
-        return self._published is not None
-
     def withdraw(self) -> None:
-        """Put the part before back in its place, unless this one has been replaced meanwhile."""
-        if self._published is None or not is_same_file(self._published, self._file):
+        """Take the part back, if it was published, and put the one before in its place.
+
+        If another part has come in its place, and may be withdrawn too, that one gets the part before to put back.
+        """
+        if self._published is None:
+            return
+        in_place = is_same_file(self._published, self._file)
+        holder = self._file if in_place else self._replaced_by(self._published)
+        if holder is None:  # what has come in its place stays
             return
         try:
-            self._before.rename(self._file)
+            self._before.rename(holder)
         except FileNotFoundError:
-            self._file.unlink(missing_ok=True)
-        sync_directory(self._file.parent)
+            holder.unlink(missing_ok=True)
+        if in_place:
+            sync_directory(self._file.parent)
+
+    def _replaced_by(self, status: os.stat_result) -> Path | None:
+        """The link by which the part that has replaced this one keeps it; None if that part stays."""
+        links = self._file.parent.glob(f"{self._file.stem}.*{_BEFORE_SUFFIX}")
+        return next((link for link in links if is_same_file(status, link)), None)
 
     def discard(self) -> None:
         """Remove the temporary files. Raises nothing: what cannot be removed is logged, and is left as debris."""

@@ -4,6 +4,7 @@
 
     {uuid}.parts/upload         that there is an upload, and of which revision
     {uuid}.parts/{nnnnn}.part   a part (`tierstore.backends.long_term.part_file`); nnnnn: its number, five digits
+    {uuid}.parts/{nnnnn}.{nonce}.before    what a part has replaced that may still be taken back
 
 The file ``upload``::
 
@@ -21,12 +22,13 @@ to its place. It is completed by the rename of one file, the blob's, which names
 copied, and from then on none of them is replaced. It is aborted by the rename of its directory out of its place.
 
 Guarantees: who changes an upload, by a part too, holds a lock (``flock``) on its directory, alone; a lock counts only
-if the directory is still in its place once it is held. For a part it is not held for longer than two renames take: the
+if the directory is still in its place once it is held. For parts it is held for as long as their renames take: the
 sync comes after it. The kernel releases it with the process, however that ends, and each of those renames leaves a
 whole state before it and after it; what is left of the parts that a blob has no use for, when the process dies between
-the rename and their removal, goes when somebody completes the upload again. A deleted blob is
-gone before its parts are, so a delete that was cut short between leaves what looks like an upload in progress: deleting
-or aborting again removes it. Does not: wait for a lock; the caller tries again.
+the rename and their removal, goes when somebody completes the upload again, and what it kept of parts that it had
+replaced goes with the end of the upload. A deleted blob is gone before its parts are, so a delete that was cut short
+between leaves what looks like an upload in progress: deleting or aborting again removes it. Does not: wait for a lock;
+the caller tries again.
 """
 
 import fcntl
@@ -42,13 +44,19 @@ import xxhash
 
 from tierstore.backends.long_term.blob_file import make_durable, read_manifest, write_manifest
 from tierstore.backends.long_term.file_access import is_same_file, write_new
-from tierstore.backends.long_term.part_file import PartHeader, PartWriter, nonce_of, read_part_header
+from tierstore.backends.long_term.part_file import (
+    PartHeader,
+    PartWriter,
+    read_part_header,
+    remove_links_to_replaced_parts,
+)
 from tierstore.backends.long_term.store_directory import (
     StoreDirectory,
     part_name,
     part_numbers,
     remove_tree,
 )
+from tierstore.backends.long_term.upload_line import UploadLine
 from tierstore.clock import UnixMicros
 from tierstore.embedded.directories import sync_directory
 from tierstore.errors import CorruptObject, EntityTooSmall, InvalidPart, NoSuchUpload, ObjectTooLarge, Unavailable
@@ -112,8 +120,11 @@ class UploadDirectory:
         finally:
             os.close(fd)
 
-    def begin(self, stored: UnixMicros) -> None:
-        """Make the upload, durably. Raises `Unavailable` if there may be one without being durable."""
+    def begin(self, stored: UnixMicros, in_time: Callable[[], None] = lambda: None) -> None:
+        """Make the upload, durably. Raises `Unavailable` if there may be one without being durable.
+
+        ``in_time`` is called last of all before there is one, and what it raises ends it.
+        """
         temporary = self._store.temporary_file()
         path = self._revision.storage_path.encode()
         fixed = _FIXED.pack(_MAGIC, _VERSION, len(path), max(stored, 0))
@@ -122,6 +133,7 @@ class UploadDirectory:
             temporary.mkdir(mode=_DIRECTORY_MODE)
             write_new(temporary / _UPLOAD_NAME, [fixed, xxhash.xxh3_64_digest(fixed + path), path])
             sync_directory(temporary)
+            in_time()
             self._store.move(temporary, self._directory)
         except BaseException:
             _remove_logged(temporary)
@@ -137,14 +149,14 @@ class UploadDirectory:
         if not self._is_ours() or self._blob.exists():
             raise NoSuchUpload("there is no such upload: it was completed or aborted, or never begun")
 
-    def publish(self, writer: PartWriter, found: bool) -> None:
-        """Make a finished part one of the upload's, not durably yet. Under the lock. Raises `NoSuchUpload`."""
+    def publish(self, line: UploadLine, found: bool) -> None:
+        """Make all finished parts in ``line`` the upload's, not durably yet. Under the lock. Raises `NoSuchUpload`."""
         if not found or self._blob.exists():
             raise NoSuchUpload("the upload was completed or aborted while the part was being stored")
-        writer.publish()
+        line.publish()
 
     def withdraw(self, writer: PartWriter, found: bool) -> None:
-        """Take a part back that was published, if the upload is still in progress. Under the lock."""
+        """Take a part back that was published, or is about to be, if the upload is in progress. Under the lock."""
         if found and not self._blob.exists():
             writer.withdraw()
 
@@ -191,8 +203,20 @@ class UploadDirectory:
         make_durable(self._store, self._blob)
         self._remove_others({number for number, _ in manifest})
         check_part_order(parts)
-        if [(name.number, nonce_of(name.etag)) for name in parts] != list(manifest):
+        if [name.number for name in parts] != [number for number, _ in manifest] or not all(
+            self._is_in_blob(name, nonce) for name, (_, nonce) in zip(parts, manifest, strict=True)
+        ):
             raise InvalidPart("the upload has been assembled of other parts, and can be completed with those alone")
+
+    def _is_in_blob(self, name: PartName, nonce: bytes) -> bool:
+        """Whether the part of the blob that has this number and nonce has the ETag too. Raises `CorruptObject`."""
+        if not name.etag.endswith(nonce.hex()):
+            return False
+        try:
+            header = read_part_header(self._directory / part_name(name.number), self._revision.uuid, name.number)
+        except FileNotFoundError:
+            raise CorruptObject(f"blob {self._revision.uuid}: part {name.number} is missing") from None
+        return header.etag == name.etag
 
     def abort(self, known: bool, found: bool) -> None:
         """End the upload unless it was completed, or is another object's. Under the lock.
@@ -252,6 +276,7 @@ class UploadDirectory:
             for number in part_numbers(self._directory):
                 if number not in kept:
                     (self._directory / part_name(number)).unlink(missing_ok=True)
+            remove_links_to_replaced_parts(self._directory)
         except OSError as error:
             log.warning("parts that are not in the blob not removed", blob=str(self._revision.uuid), error=str(error))
 

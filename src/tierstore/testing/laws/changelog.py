@@ -940,7 +940,9 @@ class ChangeLogLaws(IdentityLaws):
         await self.expect(self.own_entry())
 
     async def test_backlog_tells_uploads_and_outcomes_apart(self, log: ChangeLog) -> None:
-        """Uploads in progress and outcomes are counted, but are nothing that waits to be settled."""
+        """Uploads in progress and outcomes are counted, but wait for nothing; of one that was aborted the age is no
+        time of waiting, however long it was in progress before.
+        """
         uploads = [revision("upload", number) for number in range(1, 7)]
         states = [State.OPEN] * 3 + [State.CONDEMNED] + [State.DONE] * 2
         await self.plant(
@@ -949,7 +951,9 @@ class ChangeLogLaws(IdentityLaws):
                 for place, (upload, state) in enumerate(zip(uploads, states, strict=True))
             ]
         )
-        assert await log.backlog() == Backlog(entries=1, oldest=30, uploads=3, outcomes=2)
+        assert await log.backlog() == Backlog(entries=1, oldest=None, uploads=3, outcomes=2)
+        await log.record(ME, new=None, old=OLD, not_before=0)
+        assert await log.backlog() == Backlog(entries=2, oldest=self.clock.now(), uploads=3, outcomes=2)
 
     async def test_list_pages_through_all_entries(self, log: ChangeLog) -> None:
         """In the order of recording, each once, also when the last one of a page has gone; ``uploads`` are filtered."""

@@ -25,6 +25,7 @@ from tierstore.backends.long_term.contract import BlobStream, LongTermBackend
 from tierstore.errors import (
     ChecksumMismatch,
     CorruptObject,
+    GivenUp,
     InvalidPart,
     InvalidPartOrder,
     InvariantBroken,
@@ -476,6 +477,38 @@ class LongTermLaws(IdentityLaws):
             await put
         await self.expect_blob(revision, content, store, second)
         assert await self.leftovers() == 0
+
+    @pytest.mark.parametrize("late", [False, True])
+    async def test_no_blob_appears_when_its_time_is_over(
+        self, store: LongTermBackend, second: LongTermBackend, revision: Revision, late: bool
+    ) -> None:
+        """Up to the instant it does; after it, however early the put began, nothing does, then or later."""
+        content = payload(3 * CHUNK)
+        not_after = self.clock.now() + 1_000_000
+        source = Source(cut(content, CHUNK), pause_at=2)
+        put = asyncio.create_task(store.put(revision, source, len(content), not_after=not_after))
+        await source.reached.wait()
+        self.clock.set_now(not_after + late)
+        source.release.set()
+        if not late:
+            await put
+            await self.expect_blob(revision, content, store, second)
+            return
+        with pytest.raises(GivenUp):
+            await put
+        assert await second.head(revision) is None
+        assert await self.stored() == {}
+        assert await self.leftovers() == 0
+
+    async def test_no_upload_begins_when_its_time_is_over(self, store: LongTermBackend, ids: SeededIds) -> None:
+        """Nor is anything left of it; up to the instant it begins."""
+        now = self.clock.now()
+        in_time, late = (Revision(object_id(), ids.upload_uuid()) for _ in range(2))
+        await store.initiate(in_time, not_after=now)
+        assert await self.leftovers() == 1
+        with pytest.raises(GivenUp):
+            await store.initiate(late, not_after=now - 1)
+        assert await self.leftovers() == 1
 
     async def test_concurrent_puts(self, store: LongTermBackend, second: LongTermBackend, ids: SeededIds) -> None:
         """Puts of different revisions at the same time, from two processes, are all whole."""

@@ -1,6 +1,7 @@
 """``python -m tierstore.testing.simulation``: run seeds of the simulation and say what they came to.
 
-Exit codes: 0 nothing was wrong, 1 something was (the seed, the plan made small and its trace are printed).
+The last line of the report is the verdict. Exit codes: 0 nothing was found, 1 something was (the seed, the plan made
+small and its trace are printed behind it).
 """
 
 import argparse

@@ -53,9 +53,12 @@ class Report:
 
     def __str__(self) -> str:
         counts = "\n".join(f"  {name}: {count:,}" for name, count in sorted(self.counts.items()))
+        verdict = "no seed was run"
+        if self.seeds:
+            verdict = "nothing found" if self.failure is None else "something found, see below"
         return (
             f"{self.seeds:,} seeds, {self.cpu_seconds:.1f} s of CPU, "
-            f"{self.operations_per_cpu_minute:,.0f} operations a minute of CPU\n{counts}"
+            f"{self.operations_per_cpu_minute:,.0f} operations a minute of CPU\n{counts}\n{verdict}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, assert_never
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import ClientMistake, NoSuchUpload, ObjectNotFound, Unavailable
-from tierstore.testing.simulation.history import Act, History
+from tierstore.testing.simulation.history import Act, History, Seen
 from tierstore.testing.simulation.judge import Judge, Violation
 from tierstore.testing.simulation.plan import Action, Kind, Plan
 from tierstore.testing.simulation.servers import Server, ServerGone, dice
@@ -106,10 +106,8 @@ class Clients:
         random = Random(action.seed)
         dice.set(random)
         match action.kind:
-            case Kind.PUT_SMALL | Kind.PUT_LARGE:
-                await self._put(action, random)
-            case Kind.DELETE:
-                await self._delete(action, random)
+            case Kind.PUT_SMALL | Kind.PUT_LARGE | Kind.DELETE:
+                await self._write(action, random)
             case Kind.GET:
                 await self.read(action.key, random)
             case Kind.HEAD:
@@ -174,40 +172,38 @@ class Clients:
             earliest = 0 if jumpy else around.earliest_clock() + expiration.seconds * MICROS_PER_SECOND
         around.history.earliest_deadlines.setdefault(value, earliest)
 
-    async def _put(self, action: Action, random: Random) -> None:
+    async def _write(self, action: Action, random: Random) -> None:
         for attempt in range(self._around.plan.attempts):
-            value = f"{action.number}.{attempt}"
-            small = action.kind is Kind.PUT_SMALL
-            size = random.randint(8, 64) if small else random.randint(65, 300)
-            metadata = self._value(value, size, random)
-            self._mind_deadline(value, metadata.expiration)
-            payload = payload_of(value, size)
-            seen = self._around.history.begin(action.key, Act.WRITE, value)
-            try:
-                await self._ask(
-                    random,
-                    TraceKind.PUT,
-                    action.key,
-                    lambda server: server.service.put(object_id(action.key), metadata, Payload(payload)),  # noqa: B023  # because it is called at once
-                )
-            except NoAnswer:
-                await self._pause(random)
-            else:
-                self._around.history.end(seen)
+            if await self.write_once(action.kind, action.key, f"{action.number}.{attempt}", random):
                 return
+            await self._pause(random)
 
-    async def _delete(self, action: Action, random: Random) -> None:
-        for _ in range(self._around.plan.attempts):
-            seen = self._around.history.begin(action.key, Act.DELETE)
-            try:
-                await self._ask(
-                    random, TraceKind.DELETE, action.key, lambda server: server.service.delete(object_id(action.key))
-                )
-            except NoAnswer:
-                await self._pause(random)
-            else:
-                self._around.history.end(seen)
-                return
+    async def write_once(self, kind: Kind, key: str, value: str, random: Random) -> bool:
+        """Put ``value`` or delete; return whether it was acknowledged."""
+        seen, work = self._prepared(kind, key, value, random)
+        try:
+            await self._ask(random, TraceKind.DELETE if kind is Kind.DELETE else TraceKind.PUT, key, work)
+        except NoAnswer:
+            return False
+        self._around.history.end(seen)
+        self._around.counts["deletes acknowledged" if kind is Kind.DELETE else "puts acknowledged"] += 1
+        return True
+
+    def _prepared(
+        self, kind: Kind, key: str, value: str, random: Random
+    ) -> tuple[Seen, Callable[[Server], Coroutine[Any, Any, object]]]:
+        """The operation, which begins now, and what it asks of a server."""
+        history = self._around.history
+        if kind is Kind.DELETE:
+            return history.begin(key, Act.DELETE), lambda server: server.service.delete(object_id(key))
+        size = random.randint(8, 64) if kind is Kind.PUT_SMALL else random.randint(65, 300)
+        metadata = self._value(value, size, random)
+        self._mind_deadline(value, metadata.expiration)
+        payload = payload_of(value, size)
+        return (
+            history.begin(key, Act.WRITE, value),
+            lambda server: server.service.put(object_id(key), metadata, Payload(payload)),
+        )
 
     async def read(self, key: str, random: Random) -> bool:
         """Read the object once, whole; return whether there was an answer."""

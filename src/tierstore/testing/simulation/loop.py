@@ -6,18 +6,59 @@ threads. It stands on `asyncio.BaseEventLoop`, whose documented parts for a loop
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, ContextVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from tierstore.invariants import invariant
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _CANCEL_ROUNDS_MAX = 100
 
 
 class Stuck(Exception):
     """Every task waits, and no timer is set: nothing will ever happen again."""
+
+
+class Machine:
+    """Something that may stand still: no timer that is set on it fires meanwhile, not even one that runs out."""
+
+    def __init__(self) -> None:
+        self._running = asyncio.Event()
+        self._running.set()
+        self._due: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
+    def pause(self) -> None:
+        """Let nothing happen on it."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """Let it go on, first with what has become due meanwhile."""
+        due, self._due = self._due, []
+        for callback, arguments in due:
+            asyncio.get_running_loop().call_soon(callback, *arguments)
+        self._running.set()
+
+    def forget(self) -> None:
+        """Nobody waits for what has become due: its process is gone."""
+        self._due.clear()
+
+    async def wait_running(self) -> None:
+        """Return at once unless it stands still."""
+        await self._running.wait()
+
+    def fire(self, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        """A timer that was set on it has run out."""
+        if self._running.is_set():
+            callback(*arguments)
+        else:
+            self._due.append((callback, arguments))
+
+
+machine_at_work: ContextVar[Machine | None] = ContextVar("machine_at_work", default=None)
+"""The machine that a task, and all that it starts, runs on."""
 
 
 class VirtualTimeLoop(asyncio.BaseEventLoop):
@@ -31,6 +72,14 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._virtual_now
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        machine = machine_at_work.get()
+        if machine is None:
+            return super().call_at(when, callback, *args, context=context)
+        return super().call_at(when, machine.fire, callback, args, context=context)
 
     def jump(self, seconds: float) -> None:
         """Let time pass at once. Timers that are due then run next."""

@@ -149,8 +149,8 @@ _SWEEP_PERIOD_MIN = 30.0
 """Seconds. Sweeps that find nothing cost as much as operations do; those at the worst moment are events."""
 
 
-_CLOCK_ERROR_MAX = 0.4
-"""By how much clocks may be wrong, in operation deadlines: those of two machines then differ by less than one."""
+_CLOCK_ERROR_MAX = 0.2
+"""By how much clocks may be wrong, in operation deadlines: those of two then differ by less than a half."""
 
 
 @dataclass(slots=True)

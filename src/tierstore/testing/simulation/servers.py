@@ -6,8 +6,8 @@ still arrive. A paused server does nothing, and then goes on as if nothing had b
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from random import Random
 from typing import Any, Protocol, TypeVar
@@ -18,6 +18,7 @@ from tierstore.errors import Busy, OutcomeUnknown, TierstoreError, Unavailable
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
 from tierstore.testing.ids import SeededIds
+from tierstore.testing.simulation.loop import Machine, machine_at_work
 from tierstore.testing.simulation.plan import Faults, Plan
 from tierstore.testing.traces import Kind as TraceKind
 from tierstore.testing.traces import Recorder, acting
@@ -76,9 +77,6 @@ class MachineClock(Clock):
         self._loop = asyncio.get_running_loop()
         self._rate = rate
         self._offset = 0.0
-        self.running = asyncio.Event()
-        """Cleared while the machine is paused."""
-        self.running.set()
 
     def now(self) -> UnixMicros:
         return START + int((self._loop.time() * self._rate + self._offset) * MICROS_PER_SECOND)
@@ -88,12 +86,6 @@ class MachineClock(Clock):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self._rate)
-        await self.wait_running()
-
-    async def wait_running(self) -> None:
-        """Return at once unless the machine is paused."""
-        if not self.running.is_set():
-            await self.running.wait()
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock: from now on it is off by ``seconds``."""
@@ -128,14 +120,12 @@ class Surroundings(Protocol):
 class Network(FaultScript):
     """Between one server and the stores: latencies, and the faults of the plan."""
 
-    def __init__(self, around: Surroundings, number: int, clock: MachineClock) -> None:
+    def __init__(self, around: Surroundings, number: int) -> None:
         super().__init__()
         self._around = around
         self._number = number
-        self._clock = clock
         self.cut = False
         """Whether the server is dead."""
-        self._calls = 0
 
     async def around(self, call: str, effect: Callable[[], Awaitable[T]]) -> T:
         if self.cut:
@@ -149,14 +139,13 @@ class Network(FaultScript):
             delay = random.choice(
                 [100 * delay, self._around.plan.limits.operation_deadline_seconds * random.random() * 2]
             )
-        self._calls += 1
+        ticket = random.getrandbits(64)
         if random.random() < 0.5 or fault in {"fail", "slow"}:
-            await self._send(self._calls, call, effect, delay)
+            await self._send(ticket, call, effect, delay)
             delay = 0.0
         result = await self._arrive(random, fault, call, effect)
         if delay:
             await asyncio.sleep(delay)
-            await self._clock.wait_running()
         return result
 
     def _draw(self, random: Random) -> str:
@@ -169,17 +158,16 @@ class Network(FaultScript):
             drawn -= probability
         return ""
 
-    async def _send(self, number: int, call: str, effect: Callable[[], Awaitable[object]], delay: float) -> None:
+    async def _send(self, ticket: int, call: str, effect: Callable[[], Awaitable[object]], delay: float) -> None:
         """Wait until the call has reached the store. If the server dies or gives up meanwhile, it may still do so.
 
-        Several tasks that are cancelled at once are so in any order, and must not share dice then: each call's own
-        ``number`` throws them.
+        Tasks of one operation that are cancelled at once are so in any order, and must not share dice then: they have
+        drawn a ``ticket`` beforehand.
         """
         try:
             await asyncio.sleep(delay)
-            await self._clock.wait_running()
         except asyncio.CancelledError:
-            random = Random(self._around.plan.seed * 1_000_003 + self._number * 10_007 + number)
+            random = Random(ticket)
             if call not in _READS and call not in _STREAMS and random.random() < 0.5:
                 self._around.counts["message of the dead or cancelled"] += 1
                 self._around.arrive_later(self._number, call, effect, self._lateness(random, call))
@@ -231,12 +219,13 @@ def _short(result: object) -> str:
 class Server:
     """One process. When it dies, another one is made with the same number and the same machine."""
 
-    def __init__(self, around: Surroundings, number: int, clock: MachineClock, seed: int) -> None:
+    def __init__(self, around: Surroundings, number: int, machine: Machine, clock: MachineClock, seed: int) -> None:
         plan, stores = around.plan, around.stores
         self.number = number
         self.clock = clock
         self._around = around
-        self._network = Network(around, number, clock)
+        self._machine = machine
+        self._network = Network(around, number)
         ids = SeededIds(seed)
         mine = Stores(
             FaultyHighVolume(stores.high_volume, self._network),
@@ -260,7 +249,7 @@ class Server:
 
     def sweep_every(self, period_seconds: float) -> None:
         """Start the sweeper, whose dice are drawn from the current ones."""
-        with self._around.operation(TraceKind.SWEEP, self.number):
+        with self._around.operation(TraceKind.SWEEP, self.number), self._at_work():
             self._periodic.spawn("sweeper", self.tiering.sweeper.run(period_seconds))
 
     async def request(self, name: str, work: Coroutine[Any, Any, T]) -> T:
@@ -268,7 +257,8 @@ class Server:
         if self._network.cut:
             work.close()
             raise ServerGone
-        task = self._requests.run(name, work)
+        with self._at_work():
+            task = self._requests.run(name, self._arrive(work))
         try:
             return await task
         except asyncio.CancelledError:
@@ -277,9 +267,28 @@ class Server:
                 raise ServerGone from None
             raise
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Tasks that are begun in the body run on the server's machine."""
+        token = machine_at_work.set(self._machine)
+        try:
+            yield
+        finally:
+            machine_at_work.reset(token)
+
+    async def _arrive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work``, as soon as the machine takes requests."""
+        try:
+            await self._machine.wait_running()
+        except BaseException:
+            work.close()
+            raise
+        return await work
+
     async def kill(self) -> None:
         """End it as ``kill -9`` does: at once."""
         self._network.cut = True
+        self._machine.forget()
         for owner in (self._requests, self.mutations, self._periodic, self.cleanup):
             await owner.drain(0)
 

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -21,14 +22,14 @@ from tierstore.build import Stores
 from tierstore.changelog.entries import State
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.clock import UnixMicros
-from tierstore.errors import ClientMistake, TierstoreError, Unavailable
+from tierstore.errors import Broken, ClientMistake, TierstoreError, Unavailable
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.planted import Plant
 from tierstore.testing.simulation.clients import Begun, Clients
 from tierstore.testing.simulation.history import History, Verdict
 from tierstore.testing.simulation.judge import Judge, Violation
-from tierstore.testing.simulation.loop import Stuck, run_on_virtual_time
-from tierstore.testing.simulation.plan import Action, Event, Faults, Plan, Trouble
+from tierstore.testing.simulation.loop import Machine, Stuck, machine_at_work, run_on_virtual_time
+from tierstore.testing.simulation.plan import Action, Event, Faults, Kind, Plan, Trouble
 from tierstore.testing.simulation.servers import MachineClock, Server, ServerGone, StoreClock, dice
 from tierstore.testing.traces import Kind as TraceKind
 from tierstore.testing.traces import Record, Recorder, recorded
@@ -153,13 +154,16 @@ class World:
         stores = right if plant is None else plant(right)
         self.stores = stores if recorder is None else recorded(stores, recorder, self._clock)
         self._clients = Clients(self)
-        self._machines = [MachineClock(1 + self._random.uniform(-plan.drift, plan.drift)) for _ in range(plan.servers)]
+        self._machines = [Machine() for _ in range(plan.servers)]
+        self._clocks = [MachineClock(1 + self._random.uniform(-plan.drift, plan.drift)) for _ in range(plan.servers)]
         self._servers: list[Server] = [self._start(number) for number in range(plan.servers)]
         self._late: set[asyncio.Task[None]] = set()
+        self._calm_writes = 0
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _start(self, number: int) -> Server:
-        server = Server(self, number, self._machines[number], self._random.getrandbits(62))
+        machine, clock = self._machines[number], self._clocks[number]
+        server = Server(self, number, machine, clock, self._random.getrandbits(62))
         dice.set(Random(self._random.getrandbits(62)))
         server.sweep_every(self.plan.sweep_period)
         return server
@@ -170,10 +174,10 @@ class World:
         return random.choice(self._servers)
 
     def earliest_clock(self) -> UnixMicros:
-        return min(machine.now() for machine in self._machines)
+        return min(clock.now() for clock in self._clocks)
 
     def latest_clock(self) -> UnixMicros:
-        return max(machine.now() for machine in self._machines)
+        return max(clock.now() for clock in self._clocks)
 
     def operation(
         self, kind: TraceKind, server: int, object_id: ObjectId | None = None, upload: Revision | None = None
@@ -198,11 +202,16 @@ class World:
     def arrive_later(self, server: int, call: str, effect: Callable[[], Awaitable[object]], seconds: float) -> None:
         async def arrive() -> None:
             await asyncio.sleep(seconds)
-            with suppress(TierstoreError):
+            try:
                 await effect()
+            except TierstoreError as error:
+                if isinstance(error, Broken):
+                    self._fail(Violation(f"{call}, which came late, failed: {error!r}"))
             self.look(server, call, "(late)")
 
-        task = asyncio.get_running_loop().create_task(arrive(), name="late")
+        on_its_way = copy_context()
+        on_its_way.run(machine_at_work.set, None)  # it has left the machine, and arrives whatever becomes of that
+        task = asyncio.get_running_loop().create_task(arrive(), name="late", context=on_its_way)
         self._late.add(task)
         task.add_done_callback(self._late.discard)
 
@@ -236,8 +245,11 @@ class World:
                 group.create_task(self._befall(event), name=f"event {event.number}")
         await self._calm_down()
         await self._end_uploads()
-        for key in {action.key: None for action in self.plan.actions}:
+        keys = {action.key: None for action in self.plan.actions}
+        for key in keys:
             await self._read_in_the_calm(key)
+        for key in keys:
+            await self._write_in_the_calm(key)
         await self._clean_up()
         for key in self.history.by_key:
             await self._read_in_the_calm(key)
@@ -260,18 +272,18 @@ class World:
                 await self._crash(list(range(len(self._servers))), event.seconds)
             case Trouble.PAUSE:
                 machine = self._machines[number]
-                machine.running.clear()
+                machine.pause()
                 try:
                     await asyncio.sleep(event.seconds)
                 finally:
-                    machine.running.set()
+                    machine.resume()
             case Trouble.JUMP:
-                self._machines[number].jump(event.seconds)
+                self._clocks[number].jump(event.seconds)
             case Trouble.SETTLE:
                 await self._settle_at_once(self._servers[number], random)
             case Trouble.SWEEP:
-                with suppress(ExceptionGroup, ServerGone):
-                    await self._servers[number].request("sweep", self._sweep(self._servers[number]))
+                with suppress(ServerGone):
+                    await self._servers[number].request("sweep", self._sweep_amid(self._servers[number]))
 
     async def _crash(self, numbers: list[int], seconds: float) -> None:
         dead = [self._servers[number] for number in numbers]
@@ -292,12 +304,20 @@ class World:
         with self.operation(TraceKind.SWEEP, server.number):
             await server.tiering.sweeper.run_once()
 
+    async def _sweep_amid(self, server: Server) -> None:
+        """A sweep in which stores may fail, for a while."""
+        try:
+            await self._sweep(server)
+        except ExceptionGroup as failures:
+            if not _is_temporary(failures):
+                raise
+
     # The calm
 
     async def _calm_down(self) -> None:
         self.faults = Faults()
         for machine in self._machines:
-            machine.running.set()
+            machine.resume()
         for number, server in enumerate(self._servers):
             if server.dead:
                 self._servers[number] = self._start(number)
@@ -328,6 +348,19 @@ class World:
                 return
         raise Violation(f"{key!r} cannot be read, though nothing is wrong any more")
 
+    async def _write_in_the_calm(self, key: str) -> None:
+        """Every kind of write is acknowledged when its client goes on trying."""
+        random = Random(key)
+        dice.set(random)
+        for kind in (Kind.PUT_SMALL, Kind.PUT_LARGE, Kind.DELETE, random.choice([Kind.PUT_SMALL, Kind.PUT_LARGE])):
+            self._calm_writes += 1
+            for attempt in range(_CALM_ATTEMPTS_MAX):
+                if await self._clients.write_once(kind, key, f"calm {self._calm_writes}.{attempt}", random):
+                    break
+            else:
+                raise Violation(f"{kind.value} of {key!r} is never acknowledged, though nothing is wrong any more")
+            await self._read_in_the_calm(key)
+
     async def _sweep_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (1 + 2 * self.plan.drift))
         server = self._random.choice(self._servers)
@@ -342,7 +375,7 @@ class World:
         await self._sweep_after(max(limits.entry_grace_seconds, limits.upload_retention_seconds) + skew)
         for _ in range(3):
             await self._sweep_after(limits.sweep_lease_seconds + 1)
-        await self._sweep_after(limits.operation_deadline_seconds + limits.sweep_second_visit_seconds + skew)
+        await self._sweep_after(limits.new_entry_kept_seconds_min + skew)
         for _ in range(3):
             await self._sweep_after(limits.sweep_lease_seconds + limits.sweep_second_visit_seconds + 1)
         self.judge.settled()

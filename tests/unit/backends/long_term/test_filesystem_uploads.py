@@ -737,13 +737,14 @@ class Stop:
     """Where a thread stops, once: before its first system call of a name about ``path``, until the test lets it go."""
 
     def __init__(self, call: str, path: Path) -> None:
-        self._call, self._path = call, path
+        self._call, self.path = call, path
         self._reached, self._released = threading.Event(), threading.Event()
 
     def watch(self, frame: FrameType, called: str) -> None:
         """Wait, if it is that call."""
         about = [frame.f_locals.get(name) for name in ("directory", "file", "target")]
-        if called == self._call and self._path in about and not self._reached.is_set():
+        about.append(getattr(frame.f_locals.get("self"), "_directory", None))
+        if called == self._call and self.path in about and not self._reached.is_set():
             self._reached.set()
             assert self._released.wait(20)
 
@@ -752,6 +753,11 @@ class Stop:
         while not self._reached.is_set():
             await asyncio.sleep(0.001)
 
+    @property
+    def is_released(self) -> bool:
+        """Whether it was let go."""
+        return self._released.is_set()
+
     def release(self) -> None:
         """Let it go on."""
         self._released.set()
@@ -759,7 +765,7 @@ class Stop:
 
 @contextmanager
 def stopping(*stops: Stop) -> Iterator[None]:
-    """Let threads that are started within stop at these."""
+    """Let threads that are started within stop at these, for at most as long as the test goes well."""
 
     def watch(frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call":
@@ -769,6 +775,10 @@ def stopping(*stops: Stop) -> Iterator[None]:
     threading.setprofile(watch)
     try:
         yield
+    except BaseException:
+        for stop in stops:
+            stop.release()
+        raise
     finally:
         threading.setprofile(None)
 
@@ -835,7 +845,7 @@ async def test_a_reader_whose_blob_goes_before_its_first_byte(open_store: Open, 
         assert await reading is None
 
 
-@pytest.mark.parametrize("name", ["upload_part", "complete", "abort", "delete"])
+@pytest.mark.parametrize("name", ["complete", "abort", "delete"])
 async def test_the_wait_for_the_own_process_is_bounded_too(
     open_store: Open, root: Path, upload: UploadId, name: str
 ) -> None:
@@ -847,7 +857,6 @@ async def test_the_wait_for_the_own_process_is_bounded_too(
         completing = asyncio.create_task(store.complete(upload, names))
         await stop.reached()
         operations: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
-            "upload_part": lambda: add(store, upload, 1, b"new"),
             "complete": lambda: store.complete(upload, names),
             "abort": lambda: store.abort(upload),
             "delete": lambda: store.delete(upload.revision),
@@ -859,6 +868,278 @@ async def test_the_wait_for_the_own_process_is_bounded_too(
         stop.release()
         await completing
     assert await read(store, upload.revision) == WHOLE
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+async def test_a_part_that_has_come_waits_for_its_turn(
+    open_store: Open, root: Path, upload: UploadId, ends_well: bool
+) -> None:
+    """It is not refused because its own process has been busy with the upload for long, but by how that ends."""
+    names = await begun(await open_store(root), upload)
+    wrong = [*names[:-1], PartName(names[-1].number, "none")]
+    stop = Stop("flock", parts_of(root, upload))
+    with stopping(stop):
+        store = await open_store(root, replace(Limits.tiny(), upload_lock_wait_seconds_max=0.05))
+        completing = asyncio.create_task(store.complete(upload, names if ends_well else wrong))
+        await stop.reached()
+        adding = asyncio.create_task(add(store, upload, 1, b"new"))
+        await asyncio.sleep(0.3)
+        assert not adding.done()
+        stop.release()
+        await asyncio.wait([completing, adding])
+    if ends_well:
+        assert isinstance(adding.exception(), NoSuchUpload)
+        assert await read(store, upload.revision) == WHOLE
+    else:
+        assert isinstance(completing.exception(), InvalidPart)
+        await store.complete(upload, [adding.result()])
+        assert await read(store, upload.revision) == b"new"
+
+
+async def test_many_parts_at_once_share_their_syncs(open_store: Open, root: Path, upload: UploadId) -> None:
+    """Parts that are finished while others become durable get their names together, and one sync is enough for them."""
+    count = 300
+    syncs = []
+    stop = Stop("fsync", parts_of(root, upload))
+
+    def watch(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and called.__name__ == "fsync" and frame.f_locals.get("directory") == stop.path:
+            syncs.append(called)
+            stop.watch(frame, "fsync")
+
+    await (await open_store(root)).initiate(upload.revision)
+    threading.setprofile(watch)
+    try:
+        store = await open_store(root, replace(Limits.tiny(), parts_max=count, upload_lock_wait_seconds_max=0.05))
+        adding = [asyncio.create_task(add(store, upload, number, b"x")) for number in range(1, count + 1)]
+        await stop.reached()
+        while len((await store.list_parts(upload, 0, count)).parts) < count:
+            await asyncio.sleep(0.05)
+        assert not any(task.done() for task in adding)
+        stop.release()
+        names = await asyncio.gather(*adding)
+    finally:
+        threading.setprofile(None)
+    assert len(syncs) == 2
+    await store.complete(upload, names)
+    assert await read(store, upload.revision) == b"x" * count
+
+
+async def test_a_sync_that_fails_fails_all_that_it_was_for(open_store: Open, root: Path, upload: UploadId) -> None:
+    """A part that had its name when the sync of another one failed may not be durable, and no later sync can tell."""
+    await (await open_store(root)).initiate(upload.revision)
+    stop = Stop("fsync", parts_of(root, upload))
+
+    def fail(frame: FrameType, event: str, called: Any) -> None:
+        synced = frame.f_locals.get("directory") if event == "c_call" and called.__name__ == "fsync" else None
+        if synced == stop.path and not stop.is_released:
+            stop.watch(frame, "fsync")
+            raise OSError(errno.EIO, "of the disk")
+
+    threading.setprofile(fail)
+    try:
+        store = await open_store(root)
+        first = asyncio.create_task(add(store, upload, 1, b"first"))
+        await stop.reached()
+        second = asyncio.create_task(add(store, upload, 2, b"second"))
+        while len((await store.list_parts(upload, 0, 10)).parts) < 2:
+            await asyncio.sleep(0.001)
+        stop.release()
+        await asyncio.wait([first, second])
+        assert type(first.exception()) is type(second.exception()) is Unavailable
+        names = [await add(store, upload, number, b"again") for number in (1, 2)]
+    finally:
+        threading.setprofile(None)
+    await store.complete(upload, names)
+
+
+async def test_a_part_that_cannot_get_its_name(open_store: Open, root: Path, upload: UploadId) -> None:
+    """It alone is refused, the one before it stays, and those that were to get theirs with it do."""
+    other = await open_store(root)
+    await other.initiate(upload.revision)
+    before = await add(other, upload, 1, b"before")
+    stop = Stop("fsync", parts_of(root, upload))
+
+    def fail(frame: FrameType, event: str, called: Any) -> None:
+        if event != "c_call":
+            return
+        stop.watch(frame, called.__name__)
+        if called.__name__ == "rename" and frame.f_locals.get("target") == part_file(root, upload, 1):
+            raise OSError(errno.ENOSPC, "of the disk")
+
+    threading.setprofile(fail)
+    try:
+        store = await open_store(root, threads=4)
+        held_up = asyncio.create_task(add(store, upload, 7, b"7"))
+        await stop.reached()
+        with held(parts_of(root, upload), fcntl.LOCK_EX):
+            adding = [asyncio.create_task(add(store, upload, number, b"new")) for number in (2, 1, 3)]
+            while not all(len(path.read_bytes()) == PART_HEADER_BYTES + 3 for path in temporary_files(root)[:3]):
+                await asyncio.sleep(0.001)
+        stop.release()
+        names = await asyncio.gather(*adding, return_exceptions=True)
+        names.append(await held_up)
+    finally:
+        threading.setprofile(None)
+    assert isinstance(names[1], StorageFull)
+    await store.complete(upload, [before, *(name for name in names if isinstance(name, PartName))])
+    assert await read(store, upload.revision) == b"beforenewnew7"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_two_cancelled_replacements(open_store: Open, root: Path, upload: UploadId, order: Sequence[int]) -> None:
+    """When a part was replaced twice, by two processes, and both are cancelled in any order, it is there again."""
+    other = await open_store(root)
+    await other.initiate(upload.revision)
+    stored = await add(other, upload, 1, b"stored")
+    stops = [Stop("fsync", parts_of(root, upload)) for _ in order]
+    replacing = []
+    for number, stop in enumerate(stops):
+        with stopping(stop):
+            store = await open_store(root)
+            replacing.append(asyncio.create_task(add(store, upload, 1, b"doomed %d" % number)))
+            await stop.reached()
+    for number in order:
+        replacing[number].cancel()
+        stops[number].release()
+        await asyncio.wait([replacing[number]])
+        assert replacing[number].cancelled()
+    await check_only_is(other, root, upload, stored, b"stored")
+
+
+async def test_two_cancelled_replacements_of_one_process(open_store: Open, root: Path, upload: UploadId) -> None:
+    """The same where one process has replaced it twice, and one sync would have been for both."""
+    other = await open_store(root)
+    await other.initiate(upload.revision)
+    stored = await add(other, upload, 1, b"stored")
+    stop = Stop("fsync", parts_of(root, upload))
+    with stopping(stop):
+        store = await open_store(root)
+        replacing = [asyncio.create_task(add(store, upload, 1, b"doomed 0"))]
+        await stop.reached()
+        replacing.append(asyncio.create_task(add(store, upload, 1, b"doomed 1")))
+        while not part_file(root, upload, 1).read_bytes().endswith(b"doomed 1"):
+            await asyncio.sleep(0.001)
+        for task in replacing:
+            task.cancel()
+        stop.release()
+        await asyncio.wait(replacing)
+    assert [task.cancelled() for task in replacing] == [True, True]
+    await check_only_is(other, root, upload, stored, b"stored")
+
+
+async def check_only_is(
+    store: FilesystemLongTerm, root: Path, upload: UploadId, name: PartName, content: bytes
+) -> None:
+    """Check that the upload has this part, and nothing is left of others; complete it."""
+    assert temporary_files(root) == []
+    assert {path.name for path in parts_of(root, upload).iterdir()} == {"upload", f"{name.number:05d}.part"}
+    await store.complete(upload, [name])
+    assert await read(store, upload.revision) == content
+
+
+async def test_cancelled_again_and_again(open_store: Open, root: Path, clock: ManualClock, upload: UploadId) -> None:
+    """A part is taken back however often its caller is cancelled while that waits for another process."""
+    other = await open_store(root)
+    await other.initiate(upload.revision)
+    stored = await add(other, upload, 1, b"stored")
+    stop = Stop("fsync", parts_of(root, upload))
+    with stopping(stop):
+        store = await open_store(root)
+        task = asyncio.create_task(add(store, upload, 1, b"doomed"))
+        await stop.reached()
+        with held(parts_of(root, upload), fcntl.LOCK_EX):
+            task.cancel()
+            stop.release()
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+                task.cancel()
+            assert not task.done()
+        while not task.done():
+            clock.advance(0.02)
+            await asyncio.sleep(0.002)
+    assert task.cancelled()
+    await other.complete(upload, [stored])
+    assert await read(other, upload.revision) == b"stored"
+
+
+async def test_a_cancelled_part_whose_upload_stays_held(
+    open_store: Open, root: Path, clock: ManualClock, upload: UploadId
+) -> None:
+    """Taking a part back is given up in time, and said so."""
+    await (await open_store(root)).initiate(upload.revision)
+    stop = Stop("fsync", parts_of(root, upload))
+    with stopping(stop):
+        store = await open_store(root)
+        task = asyncio.create_task(add(store, upload, 1, b"doomed"))
+        await stop.reached()
+        with held(parts_of(root, upload), fcntl.LOCK_EX), capture_logs() as logs:
+            task.cancel()
+            stop.release()
+            while not task.done():
+                clock.advance(0.5)
+                await asyncio.sleep(0.002)
+    assert task.cancelled()
+    assert [line["event"] for line in logs] == ["cancelled part not withdrawn"]
+
+
+async def test_a_part_that_is_cancelled_while_others_publish_it(
+    open_store: Open, root: Path, clock: ManualClock, upload: UploadId
+) -> None:
+    """Whoever publishes it, it is taken back; and one that is not being published yet never is."""
+    other = await open_store(root)
+    await other.initiate(upload.revision)
+    busy, naming = Stop("flock", parts_of(root, upload)), Stop("rename", part_file(root, upload, 2))
+    with stopping(busy, naming):
+        store = await open_store(root, threads=6)
+        adding = [asyncio.create_task(add(store, upload, 1, b"1"))]
+        await busy.reached()
+        for number in (2, 3):
+            adding.append(asyncio.create_task(add(store, upload, number, b"new")))
+            while len([path for path in temporary_files(root) if path.stat().st_size > PART_HEADER_BYTES]) < number:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # they wait for their turn by then
+        adding[2].cancel()
+        await asyncio.wait([adding[2]])
+        busy.release()
+        await naming.reached()
+        adding[1].cancel()
+        await asyncio.sleep(0.02)
+        assert not adding[1].done()
+        naming.release()
+        name = await adding[0]
+        while not adding[1].done():
+            clock.advance(0.02)
+            await asyncio.sleep(0.002)
+    assert [task.cancelled() for task in adding] == [False, True, True]
+    page = await store.list_parts(upload, 0, 10)
+    assert [PartName(part.number, part.etag) for part in page.parts] == [name]
+
+
+async def test_what_dead_writers_kept_goes_with_the_end(
+    store: FilesystemLongTerm, root: Path, upload: UploadId
+) -> None:
+    """What a process that died kept of a part that it had replaced is removed when the upload is completed."""
+    names = await begun(store, upload)
+    os.link(part_file(root, upload, 1), parts_of(root, upload) / "00001.0001020304050607.before")
+    await store.complete(upload, names)
+    assert list(parts_of(root, upload).glob("*.before")) == []
+    assert await read(store, upload.revision) == WHOLE
+
+
+async def test_completing_again_with_another_name(store: FilesystemLongTerm, root: Path, upload: UploadId) -> None:
+    """Whatever is not the whole ETag of a part is no name of it, also when the upload has been completed."""
+    names = await completed(store, upload)
+    etag = names[0].etag
+    digest, nonce = etag.split("-")
+    others = [etag.upper(), f"garbage-{nonce}", f"{digest}-{'0' * 16}", nonce, f" {etag}", f"{etag}\n", ""]
+    for other in others:
+        with pytest.raises(InvalidPart):
+            await store.complete(upload, [PartName(1, other), *names[1:]])
+    await store.complete(upload, names)
+    part_file(root, upload, 1).unlink()
+    with pytest.raises(CorruptObject, match="part 1 is missing"):
+        await store.complete(upload, names)
 
 
 async def test_no_process_waits_for_the_sync_of_another_ones_part(

@@ -1,6 +1,7 @@
 """The format of part files, and the writer of one."""
 
 import hashlib
+import itertools
 from pathlib import Path
 from uuid import UUID
 
@@ -9,8 +10,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierstore.backends.long_term.part_file import PartHeader, parse_part_header, read_part_header
+from tierstore.backends.long_term.part_file import PartHeader, PartWriter, parse_part_header, read_part_header
+from tierstore.backends.long_term.store_directory import StoreDirectory
 from tierstore.errors import CorruptObject
+from tierstore.types.ids import ObjectId, Revision
 
 headers = st.builds(
     PartHeader,
@@ -93,3 +96,45 @@ def test_a_file_of_another_name_or_length(tmp_path: Path) -> None:
             read_part_header(file, UUID(int=1), 7)
     with pytest.raises(FileNotFoundError):
         read_part_header(tmp_path / "absent", UUID(int=1), 7)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_withdrawn_in_any_order(tmp_path: Path, earlier: bool) -> None:
+    """Of parts that have replaced each other, the last one that is not withdrawn is left, or the one before them."""
+    store = StoreDirectory.open(tmp_path / "store", UUID(int=7))
+    assert store is not None
+    runs = itertools.product(itertools.permutations(range(3)), itertools.product([True, False], repeat=3))
+    for run, (order, stays) in enumerate(runs):
+        revision = Revision(ObjectId("uploaded", (), "k"), UUID(int=run))
+        directory = store.upload_directory(revision.uuid)
+        directory.mkdir(parents=True)
+        part = directory / "00001.part"
+        if earlier:
+            part.write_bytes(b"before")
+        writers = [PartWriter(store, revision, 1, 1, bytes([number] * 8)) for number in range(3)]
+        for number, writer in enumerate(writers):
+            writer.finish([str(number).encode()], 0, None)
+            writer.publish()
+        for number in order:
+            if not stays[number]:
+                writers[number].withdraw()
+            writers[number].discard()
+        left = [number for number in range(3) if stays[number]]
+        found = part.read_bytes()[-6:] if part.exists() else b""
+        assert found[-1:] == (str(left[-1]).encode() if left else b"e" if earlier else b""), (order, stays)
+        assert [path.name for path in directory.iterdir()] == (["00001.part"] if left or earlier else [])
+    store.close()
+
+
+def test_a_part_that_is_withdrawn_too_soon(tmp_path: Path) -> None:
+    """Of a part that was never published there is nothing to be taken back."""
+    store = StoreDirectory.open(tmp_path / "store", UUID(int=7))
+    assert store is not None
+    revision = Revision(ObjectId("uploaded", (), "k"), UUID(int=1))
+    store.upload_directory(revision.uuid).mkdir(parents=True)
+    writer = PartWriter(store, revision, 1, 1, bytes(8))
+    writer.finish([b"x"], 0, None)
+    writer.withdraw()
+    writer.discard()
+    assert list(store.upload_directory(revision.uuid).iterdir()) == []
+    store.close()
