@@ -109,6 +109,15 @@ def _strays(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")} - {str(path.relative_to(root)) for path in known}
 
 
+def send_once(session: aiohttp.ClientSession) -> None:
+    """Let ``session`` send every request once.
+
+    By itself it sends an idempotent one again when its connection breaks, and then tells of the second try alone: a
+    write that has reached a server which then died looks as if nobody had listened.
+    """
+    session._retry_connection = False  # no other way is offered; aiohttp's own test client does the same
+
+
 async def put(http: aiohttp.ClientSession, path: str, payload: bytes) -> int:
     """PUT ``payload``; return the status."""
     async with http.put(path, data=io.BytesIO(payload)) as response:

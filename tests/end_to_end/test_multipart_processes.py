@@ -24,7 +24,7 @@ from urllib.parse import urlencode, urlsplit
 import aiohttp
 import pytest
 
-from tests.end_to_end.helpers import PROMPT_SWEEPER, remains, stop, until_log_is_empty
+from tests.end_to_end.helpers import PROMPT_SWEEPER, remains, send_once, stop, until_log_is_empty
 from tests.end_to_end.histories import (
     ABSENT,
     INVALID_PART,
@@ -155,6 +155,7 @@ async def deployment(data: Path) -> AsyncIterator[Deployment]:
     async with patient, impatient, open_tools(config) as tools:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:
+            send_once(http)
             yield Deployment([patient, impatient], http, tools)
         for server in (patient, impatient):
             await asyncio.to_thread(stop, server)

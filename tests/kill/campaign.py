@@ -1,9 +1,13 @@
-"""Rounds of load and faults on one directory: each is read back and judged, and at the end nothing may be left over."""
+"""Rounds of load and faults on one directory: each is read back and judged, and at the end nothing may be left over.
+
+At the end every upload is concluded: one that nobody has ended can be completed, however long ago whoever was settling
+it was killed, as soon as that one's lease is over. A campaign in which too little was done to tell anything fails.
+"""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,29 @@ from tests.kill.load import LoadClient, Shared
 from tests.kill.plan import CLIENTS, Fault, Plan, PlannedFault, Round
 from tests.kill.remains import check_remains
 from tests.kill.server import LivingServer
-from tests.kill.uploads import Upload, UploadLedger
+from tests.kill.uploads import COMPLETED_AFTER_A_KILL, Upload, UploadLedger
+from tierstore.limits import Limits
+from tierstore.testing.process_faults import ProcessFault
 
 _ANSWER_SECONDS_MAX = 30.0
 _READERS = 4
 _PAUSE_SECONDS = 0.05
 _DECIDE_TRIES_MAX = 2
+_CONCLUDE_SECONDS_MAX = Limits().sweep_lease_seconds + 2 * Limits().complete_wait_seconds_max + 5.0
+"""How long a killed sweeper, or a killed abort, is waited for, and then the one who takes over."""
+_CONCLUDE_PATIENCE_SECONDS = 2 * Limits().complete_wait_seconds_max
+_CONCLUDED_AT_ONCE = 8
+_ROUNDS_JUDGED_MIN = 7
+"""With so many rounds each kind of them has come."""
+FLOORS: Mapping[str, int] = {
+    "put_done": 30,
+    "delete_done": 10,
+    "read_done": 30,
+    "complete_done": 10,
+    "abort_never": 1,
+    COMPLETED_AFTER_A_KILL: 1,
+}
+"""What has to have been acknowledged, and how often, in a campaign of so many rounds: far less than what is."""
 _TOLD_LINES = 40
 _TOLD_CHARACTERS = 400
 _ALARMS = ("Traceback", "lost blob", '"level":"critical"', "CorruptObject", "InvariantBroken")
@@ -28,17 +49,25 @@ _ALARMS = ("Traceback", "lost blob", '"level":"critical"', "CorruptObject", "Inv
 
 
 class Campaign:
-    """The rounds of ``plan`` in ``directory``."""
+    """The rounds of ``plan`` in ``directory``. With ``faults``, on a server that has these: see `LivingServer`."""
 
-    def __init__(self, directory: Path, plan: Plan) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        plan: Plan,
+        faults: Sequence[ProcessFault] | None = None,
+        conclude_seconds_max: float = _CONCLUDE_SECONDS_MAX,
+    ) -> None:
         self.counts: Counter[str] = Counter()
+        self._conclude_seconds_max = conclude_seconds_max
         self._plan = plan
         self._ledger = Ledger()
         self._ledger.counts = self.counts
         self._uploads = UploadLedger(self._ledger, plan.retention_seconds())
-        self._server = LivingServer(directory, plan.workers(), self.counts)
+        self._server = LivingServer(directory, plan.workers(), self.counts, faults)
         self._shared = Shared(self._ledger, self._uploads, self._server)
         self._clients = [LoadClient(number, self._shared) for number in range(CLIENTS)]
+        self._concluder = LoadClient(CLIENTS, self._shared, _CONCLUDE_PATIENCE_SECONDS)
         self._life = 0
         self._emptying: set[asyncio.Task[None]] = set()
 
@@ -51,12 +80,14 @@ class Campaign:
             while goes_on(self.counts["rounds"]):
                 await self._round(next(rounds))
                 self.counts["rounds"] += 1
+            if self.counts["rounds"] >= _ROUNDS_JUDGED_MIN:
+                check_enough_was_done(self.counts)
             await self._end()
         except Violation as violation:
             raise Violation(f"{violation}\n{self._circumstances()}") from violation
         finally:
             await _end_the_rest()
-            for client in self._clients:
+            for client in [*self._clients, self._concluder]:
                 await client.close()
             await self._server.resume_all()
             self._server.close()
@@ -84,6 +115,7 @@ class Campaign:
     async def _do(self, planned: PlannedFault) -> None:
         match planned.fault:
             case Fault.KILL_WORKER:
+                self._uploads.killed()
                 self._server.kill_worker(planned.choice)
             case Fault.PAUSE:
                 self._server.pause_worker(planned.choice, planned.seconds)
@@ -91,6 +123,7 @@ class Campaign:
                 self._server.fill_disk(planned.choice)
                 self._emptying.add(asyncio.get_running_loop().create_task(self._empty_later(planned.seconds)))
             case Fault.KILL_GROUP:
+                self._uploads.killed()
                 await self._server.kill()
                 await self._next_life()
             case Fault.RESTART:
@@ -114,6 +147,9 @@ class Campaign:
             upload_open = upload in self._shared.open_uploads
             if not (upload.decided or upload_open or upload.ending > time.monotonic()):
                 await self._decide(upload)
+        await self._judge()
+
+    async def _judge(self) -> None:
         keys = asyncio.Queue[str]()
         for key in self._ledger.keys:
             keys.put_nowait(key)
@@ -124,7 +160,7 @@ class Campaign:
         """Ask what became of it. Nobody can tell while whoever was killed settling it is thought to be still at it."""
         for _ in range(_DECIDE_TRIES_MAX):
             await self._clients[0].decide(upload)
-            if upload.decided or (upload.gone and not upload.named):
+            if upload.settled:
                 return
         self.counts["undecided_uploads"] += 1
 
@@ -141,7 +177,8 @@ class Campaign:
         """One more life without load or faults, whose answers are exact; then what is in the stores."""
         await self._server.kill()
         await self._next_life()
-        await self._calm()
+        await self._conclude()
+        await self._judge()
         await self._server.stop()
         self._check_logs()
         expected: dict[str, Write] = {}
@@ -153,6 +190,27 @@ class Campaign:
             if write is not None and write.ttl_seconds is None:
                 expected[key] = write
         await check_remains(self._server.data, expected)
+
+    async def _conclude(self) -> None:
+        """Complete or abort every upload. Raises `Violation` if that cannot be done to one of them."""
+        uploads = iter([upload for upload in self._uploads.uploads if not upload.settled])
+        deadline = time.monotonic() + self._conclude_seconds_max
+
+        async def conclude() -> None:
+            for upload in uploads:
+                while True:
+                    await self._concluder.conclude(upload)
+                    if upload.settled:
+                        break
+                    if time.monotonic() > deadline:
+                        raise Violation(
+                            f"key {upload.write.key}, upload {upload.write.identity}: neither completed nor ended, "
+                            f"{self._conclude_seconds_max} seconds after the last fault"
+                        )
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                self.counts["concluded_uploads"] += 1
+
+        await _all(*[conclude() for _ in range(_CONCLUDED_AT_ONCE)])
 
     def _check_logs(self) -> None:
         if alarms := self._server.log_lines(*_ALARMS):
@@ -166,6 +224,12 @@ class Campaign:
             f"seed {self._plan.seed}, small disk: {self._plan.small_disk}, round {self.counts['rounds']}; "
             f"what was done to the server:\n{events}\nwarnings and errors of its log:\n{log}"
         )
+
+
+def check_enough_was_done(counts: Mapping[str, int]) -> None:
+    """Raise `Violation` if a server that does next to nothing would have passed as well."""
+    if missing := {name: counts.get(name, 0) for name, least in FLOORS.items() if counts.get(name, 0) < least}:
+        raise Violation(f"too little was done to tell anything: {missing}, and at least {FLOORS} is wanted")
 
 
 def _pass_over_broken_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

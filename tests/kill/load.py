@@ -49,8 +49,9 @@ class Shared:
 class LoadClient:
     """Client ``number``: every third is the public client, the others are raw requests."""
 
-    def __init__(self, number: int, shared: Shared) -> None:
+    def __init__(self, number: int, shared: Shared, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._shared = shared
+        self._patience_seconds = patience_seconds
         self._kind = PublicWire if number % 3 == 2 else RawWire
         self._wire: Wire | None = None
         self._url = ""
@@ -91,6 +92,23 @@ class LoadClient:
         if not upload.decided:
             await self._abort(upload)
 
+    async def conclude(self, upload: Upload) -> None:
+        """Complete an upload, with the parts that were named last or with those it has; abort it if that cannot be.
+
+        A completion that says nothing is left at that: nobody has ended the upload, so trying again has to help.
+        """
+        if not upload.named:
+            answer = await self._ask(lambda wire: wire.parts(upload.write.key, upload.upload_id))
+            self._shared.uploads.listed(upload, answer)
+            names = {number: etag for number, (etag, _) in sorted(answer.parts.items())}
+            if not names:
+                await self._abort(upload)
+                return
+        else:
+            names = upload.named
+        if await self._complete(upload, names, None) is Result.NOT_YET:
+            await self._abort(upload)
+
     async def _ask(self, request: Callable[[Wire], Awaitable[Answer]]) -> Answer:
         self._shared.ledger.counts["operations"] += 1
         async with self._shared.server.requests() as url:
@@ -104,7 +122,7 @@ class LoadClient:
         async with self._connecting:
             if url != self._url or self._wire is None:
                 await self.close()
-                self._wire, self._url = self._kind(url, PATIENCE_SECONDS), url
+                self._wire, self._url = self._kind(url, self._patience_seconds), url
                 await self._wire.__aenter__()
             return self._wire
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import aiohttp
 import zstandard
 
+from tests.end_to_end.helpers import send_once
 from tests.kill.answers import Answer, Found, Verdict
 from tests.kill.history import Write
 
@@ -65,12 +66,14 @@ class RawWire:
         await self._writers.close()
 
     def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             self._url,
             connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
             timeout=aiohttp.ClientTimeout(total=self._seconds),
             auto_decompress=False,
         )
+        send_once(session)
+        return session
 
     async def put(self, write: Write, payload: bytes, *, slowly: bool, seconds: float | None) -> Answer:
         """Put ``payload``; ``slowly``: in pieces, without saying how many; leave after ``seconds``."""

@@ -10,13 +10,14 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from tests.kill.history import Violation
 from tests.kill.plan import Config
+from tierstore.testing.process_faults import ProcessFault
 from tierstore.testing.server import ServerFailed, ServerProcess
 
 _END_SECONDS_MAX = 20.0
@@ -26,11 +27,17 @@ _FILL_TRIES_MAX = 100
 
 
 class LivingServer:
-    """A server with its stores in ``directory``, and the harm that is done to it. Counts that harm in ``counts``."""
+    """A server with its stores in ``directory``, and the harm that is done to it. Counts that harm in ``counts``.
 
-    def __init__(self, directory: Path, workers: int, counts: Counter[str]) -> None:
+    With ``faults``, each of its processes starts with these, so that it is one that has to be caught.
+    """
+
+    def __init__(
+        self, directory: Path, workers: int, counts: Counter[str], faults: Sequence[ProcessFault] | None = None
+    ) -> None:
         self._directory = directory
         self._workers = workers
+        self._faults = faults
         self._counts = counts
         self._process: ServerProcess | None = None
         self._open = asyncio.Event()
@@ -82,7 +89,7 @@ class LivingServer:
     async def start(self, config: Config) -> None:
         """Begin a life. A disk that is full may keep it from beginning; then there is room first."""
         for _ in range(2):
-            process = ServerProcess(self.data, workers=self._workers, config=config)
+            process = ServerProcess(self.data, workers=self._workers, faults=self._faults, config=config)
             try:
                 await asyncio.to_thread(process.__enter__)
             except ServerFailed as failed:

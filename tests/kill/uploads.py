@@ -14,6 +14,8 @@ from tests.kill.judge import CLOCK_TOLERANCE_SECONDS
 from tests.kill.ledger import Ledger
 
 NO_SUCH_UPLOAD, INVALID_PART, RETRY = "NoSuchUpload", "InvalidPart", "ServiceUnavailable"
+COMPLETED_AFTER_A_KILL = "completed_after_a_kill"
+"""Counts uploads that were completed after a process of the server had been killed since they began."""
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +54,13 @@ class Upload:
     """Whether the server has said that it knows nothing of it, when asked to abort it."""
     decided: bool = False
     """Whether it is known whether it was committed."""
+    kills_before: int = 0
+    """How many processes or groups had been killed when it began."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to be learned of it: nobody commits what nobody has named parts of."""
+        return self.decided or (self.gone and not self.named)
 
     def current(self) -> dict[int, PartTry]:
         """The last acknowledged try of each part."""
@@ -72,6 +81,7 @@ class UploadLedger:
     def __init__(self, ledger: Ledger, retention_seconds: float) -> None:
         self._ledger = ledger
         self._retention_seconds = retention_seconds
+        self._kills = 0
         self.uploads: list[Upload] = []
 
     def initiated(self, write: Write, answer: Answer) -> Upload | None:
@@ -81,9 +91,13 @@ class UploadLedger:
         if answer.verdict is not Verdict.DONE:
             return None
         self._ledger.counts["acknowledged"] += 1
-        upload = Upload(write, answer.token, answer.start + self._retention_seconds)
+        upload = Upload(write, answer.token, answer.start + self._retention_seconds, kills_before=self._kills)
         self.uploads.append(upload)
         return upload
+
+    def killed(self) -> None:
+        """A process of the server, or all of them, have been killed."""
+        self._kills += 1
 
     def end_life(self, at: float) -> None:
         """Every process that was asked anything so far has ended."""
@@ -152,6 +166,8 @@ class UploadLedger:
         write = upload.write
         if result is Result.DONE:
             self._ledger.counts["acknowledged"] += 1
+            if write.acknowledged is None and self._kills > upload.kills_before:
+                self._ledger.counts[COMPLETED_AFTER_A_KILL] += 1
             write.acknowledged = answer.end if write.acknowledged is None else min(write.acknowledged, answer.end)
         upload.decided = upload.decided or result in {Result.DONE, Result.NEVER}
         self._ledger.step(write.key, Step(Kind.COMPLETE, answer.start, answer.end, result, write, by, answer.text))

@@ -1007,7 +1007,9 @@ async def test_two_cancelled_replacements(open_store: Open, root: Path, upload: 
     await check_only_is(other, root, upload, stored, b"stored")
 
 
-async def test_two_cancelled_replacements_of_one_process(open_store: Open, root: Path, upload: UploadId) -> None:
+async def test_two_cancelled_replacements_of_one_process(
+    open_store: Open, root: Path, clock: ManualClock, upload: UploadId
+) -> None:
     """The same where one process has replaced it twice, and one sync would have been for both."""
     other = await open_store(root)
     await other.initiate(upload.revision)
@@ -1023,7 +1025,9 @@ async def test_two_cancelled_replacements_of_one_process(open_store: Open, root:
         for task in replacing:
             task.cancel()
         stop.release()
-        await asyncio.wait(replacing)
+        while not all(task.done() for task in replacing):
+            clock.advance(0.02)
+            await asyncio.sleep(0.002)
     assert [task.cancelled() for task in replacing] == [True, True]
     await check_only_is(other, root, upload, stored, b"stored")
 
