@@ -158,13 +158,13 @@ def _point(picture: Picture, call: Called) -> None:
     points_to = picture.names.revision(content.revision)
     _check(points_to == thread.rev, f"it points the row to {points_to}, and its own revision is {thread.rev}")
     _check(not call.result or call.at <= not_after, "it was written, and it was too late")
+    if thread.kind == "A" and not call.result:
+        picture.lost[number] = thread.loc
     if not call.result and call.at > not_after:  # by the clock, which the model has not: as if lost
         picture.put_at(number, "read", ("seen",) if thread.kind == "A" else ())
         return
     after = {"read"} if not call.result else {"done"} if thread.kind == "A" else _COMMITTED
     picture.take(number, call.at, "pointed" if call.result else "lost", lambda to: to[0] in after)
-    if thread.kind == "A" and not call.result:
-        picture.lost[number] = thread.loc
 
 
 def _fence(picture: Picture, call: Called) -> None:

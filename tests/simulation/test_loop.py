@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tierstore.testing.simulation.loop import Stuck, run_on_virtual_time
+from tierstore.testing.simulation.loop import Machine, Stuck, VirtualTimeLoop, machine_at_work, run_on_virtual_time
 
 
 def test_hours_pass_at_once_and_in_order() -> None:
@@ -62,3 +62,26 @@ def test_what_is_left_behind_is_cancelled() -> None:
     run_on_virtual_time(work())
     assert ended[0] == "left"
     assert all(task.done() for task in tasks)
+
+
+def test_timers_of_a_machine_that_stands_still() -> None:
+    """They fire when it goes on, in their order; not those that were cancelled meanwhile, or by what fires first."""
+    fired: list[str] = []
+
+    async def work() -> None:
+        machine = Machine()
+        machine_at_work.set(machine)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        timers = [loop.call_later(seconds, fired.append, f"after {seconds}") for seconds in (2, 3, 4, 20)]
+        loop.call_later(1, timers[1].cancel)
+        machine.pause()
+        loop.jump(10)
+        await asyncio.sleep(0)
+        assert fired == []
+        timers[2].cancel()
+        machine.resume()
+        await asyncio.sleep(15)
+
+    run_on_virtual_time(work())
+    assert fired == ["after 2", "after 20"]

@@ -12,7 +12,7 @@ from random import Random
 import tests.fuzz.soak
 import tests.kill.soak
 import tests.power_loss.soak
-from tests.model.walk import walk
+from tests.model.walk import StepNotAllowed, walk
 from tierstore.testing.simulation.campaign import run_seeds
 from tierstore.testing.simulation.plan import make_plan
 from tierstore.testing.simulation.world import simulate
@@ -36,7 +36,10 @@ def simulation(seconds: float, seed: int) -> Mapping[str, int]:
         counts["cpu milliseconds"] += round(report.cpu_seconds * 1000)
         assert report.failure is None, f"{report.failure}"
         outcome = simulate(make_plan(first), recording=True)
-        walk(outcome.records)
+        try:
+            walk(outcome.records)
+        except StepNotAllowed as error:
+            raise AssertionError(f"seed {first}: {error}") from error
         counts["records walked through the model"] += len(outcome.records)
     return counts
 

@@ -119,9 +119,7 @@ class ServerProcess:
     @property
     def worker_pids(self) -> list[int]:
         """Of the processes that serve, as the log tells it: without those that were reported dead."""
-        started = [line["worker_pid"] for line in self.logs("worker started")]
-        dead = {line["worker_pid"] for line in self.logs("worker died")}
-        return [pid for pid in started if pid not in dead] or [self.pid]
+        return living_workers(self._finished_lines) or [self.pid]
 
     @property
     def log_text(self) -> str:
@@ -130,8 +128,12 @@ class ServerProcess:
 
     def logs(self, event: str | None = None) -> list[dict[str, Any]]:
         """The finished log lines, all of which must be JSON; only those of ``event`` if it is given."""
-        lines = [json.loads(line) for line in self.log_text.splitlines(keepends=True) if line.endswith("\n")]
+        lines = [json.loads(line) for line in self._finished_lines]
         return [line for line in lines if event is None or line["event"] == event]
+
+    @property
+    def _finished_lines(self) -> list[str]:
+        return [line for line in self.log_text.splitlines(keepends=True) if line.endswith("\n")]
 
     def arm(self, *faults: ProcessFault) -> list[Report]:
         """Give these faults to each process that serves, in place of its last ones; return what each tells of those.
@@ -240,6 +242,24 @@ def _variables(config: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
         for section, settings in config.items()
         for name, value in settings.items()
     }
+
+
+def living_workers(log_lines: Sequence[str]) -> list[int]:
+    """The workers whose start a log tells of, and no death."""
+    events = [_behind_half_a_line(line) for line in log_lines if '"worker_pid":' in line]
+    dead = {event["worker_pid"] for event in events if event["event"] == "worker died"}
+    started = [event["worker_pid"] for event in events if event["event"] == "worker started"]
+    return [pid for pid in started if pid not in dead]
+
+
+def _behind_half_a_line(line: str) -> dict[str, Any]:
+    """A log line that another process has written, maybe behind half a line of one that was killed as it wrote."""
+    begins = -1
+    while True:
+        begins = line.index('{"', begins + 1)
+        with contextlib.suppress(json.JSONDecodeError):
+            event: dict[str, Any] = json.loads(line[begins:])
+            return event
 
 
 def _is_private(name: str) -> bool:

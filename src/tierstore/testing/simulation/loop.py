@@ -28,7 +28,7 @@ class Machine:
     def __init__(self) -> None:
         self._running = asyncio.Event()
         self._running.set()
-        self._due: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._due: list[_Timer] = []
 
     def pause(self) -> None:
         """Let nothing happen on it."""
@@ -37,8 +37,8 @@ class Machine:
     def resume(self) -> None:
         """Let it go on, first with what has become due meanwhile."""
         due, self._due = self._due, []
-        for callback, arguments in due:
-            asyncio.get_running_loop().call_soon(callback, *arguments)
+        for timer in due:
+            asyncio.get_running_loop().call_soon(timer.run)
         self._running.set()
 
     def forget(self) -> None:
@@ -49,12 +49,27 @@ class Machine:
         """Return at once unless it stands still."""
         await self._running.wait()
 
-    def fire(self, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    def fire(self, timer: "_Timer") -> None:
         """A timer that was set on it has run out."""
         if self._running.is_set():
-            callback(*arguments)
+            timer.run()
         else:
-            self._due.append((callback, arguments))
+            self._due.append(timer)
+
+
+class _Timer:
+    """What a timer of a machine is to do."""
+
+    handle: asyncio.TimerHandle
+
+    def __init__(self, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self._callback = callback
+        self._arguments = arguments
+
+    def run(self) -> None:
+        """Do it, unless the timer was cancelled after it had run out: what is due next to it may do that."""
+        if not self.handle.cancelled():
+            self._callback(*self._arguments)
 
 
 machine_at_work: ContextVar[Machine | None] = ContextVar("machine_at_work", default=None)
@@ -79,7 +94,9 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         machine = machine_at_work.get()
         if machine is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, machine.fire, callback, args, context=context)
+        timer = _Timer(callback, args)
+        timer.handle = super().call_at(when, machine.fire, timer, context=context)
+        return timer.handle
 
     def jump(self, seconds: float) -> None:
         """Let time pass at once. Timers that are due then run next."""
