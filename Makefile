@@ -1,7 +1,7 @@
 # The one place for commands: the same here and in continuous integration. `make help` lists them.
 
 PYTHON ?= python3
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 
 # Set on the command line only (`make serve PORT=9000`), never taken from the environment.
 PORT :=

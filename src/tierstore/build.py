@@ -16,7 +16,9 @@ import structlog
 from starlette.types import ASGIApp
 
 from tierstore import telemetry
+from tierstore.admission.controls import Controls
 from tierstore.admission.gate import Gate
+from tierstore.admission.rate_limits import RateLimiter
 from tierstore.backends.high_volume.contract import HighVolumeBackend
 from tierstore.backends.high_volume.sqlite import SqliteHighVolume
 from tierstore.backends.long_term.contract import LongTermBackend
@@ -24,11 +26,14 @@ from tierstore.backends.long_term.filesystem import FilesystemLongTerm
 from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.sqlite import SqliteChangeLog
 from tierstore.clock import Clock, SystemClock
-from tierstore.config import Config, limits_from
+from tierstore.config import Config, limits_from, rules_from
 from tierstore.errors import StartupError, TierstoreError
 from tierstore.http.app import HttpSettings, Served, create_app
 from tierstore.idsource import IdSource, SystemIds
 from tierstore.limits import Limits
+from tierstore.process.access import access_from
+from tierstore.process.metrics_directory import open_buckets
+from tierstore.process.reload import Reloads
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.commit import Committer
@@ -107,6 +112,8 @@ class Tools:
     uploads: Uploads
     limits: Limits
     clock: Clock
+    audit: bool = True
+    """Whether what they change is written to the audit log."""
 
 
 OpenStores = Callable[[Config, Limits, Clock, IdSource], AbstractAsyncContextManager[Stores]]
@@ -114,20 +121,29 @@ OpenStores = Callable[[Config, Limits, Clock, IdSource], AbstractAsyncContextMan
 
 
 def create_application(
-    config: Config, draining: Callable[[], bool], open_stores_of: OpenStores | None = None
+    config: Config,
+    draining: Callable[[], bool],
+    open_stores_of: OpenStores | None = None,
+    reloads: Reloads | None = None,
 ) -> ASGIApp:
     """The ASGI application of one worker. Its lifespan opens the stores and closes them.
 
-    ``draining`` tells whether the process has been asked to stop; readiness says so while it still serves.
+    ``draining`` tells whether the process has been asked to stop; readiness says so while it still serves. What comes
+    through ``reloads`` while the lifespan lasts is put in force.
     ``open_stores_of`` opens other stores than the configured ones, for tests that serve over stores which fail.
     """
     limits, clock, ids = limits_from(config), SystemClock(), SystemIds()
 
     def open_served() -> AbstractAsyncContextManager[Served]:
-        return _open_served(config, limits, clock, ids, open_stores_of or open_stores)
+        return _open_served(config, limits, clock, ids, open_stores_of or open_stores, reloads or Reloads())
 
     settings = HttpSettings(
-        limits=limits, clock=clock, ids=ids, max_requests=config.http.max_requests, draining=draining
+        limits=limits,
+        clock=clock,
+        ids=ids,
+        max_requests=config.http.max_requests,
+        draining=draining,
+        audit=config.log.audit,
     )
     return create_app(open_served, settings)
 
@@ -195,7 +211,7 @@ async def open_tools(config: Config) -> AsyncIterator[Tools]:
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
         try:
-            yield Tools(stores, tiering.settler, tiering.uploads, limits, clock)
+            yield Tools(stores, tiering.settler, tiering.uploads, limits, clock, config.log.audit)
         finally:
             await _drain((("cleanup", cleanup),), max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN))
 
@@ -293,19 +309,26 @@ def _listed(stores: Sequence[_Placed]) -> str:
 
 @asynccontextmanager
 async def _open_served(
-    config: Config, limits: Limits, clock: Clock, ids: IdSource, open_stores_of: OpenStores
+    config: Config, limits: Limits, clock: Clock, ids: IdSource, open_stores_of: OpenStores, reloads: Reloads
 ) -> AsyncIterator[Served]:
     """The service over the stores, with its background work. At the end: mutations, cleanup, sweeper, stores."""
-    async with open_stores_of(config, limits, clock, ids) as stores:
+    async with AsyncExitStack() as stack:
+        buckets = open_buckets()
+        stack.callback(buckets.close)
+        controls = Controls(rules_from(config), RateLimiter(buckets, clock))
+        stores = await stack.enter_async_context(open_stores_of(config, limits, clock, ids))
         mutations = TaskOwner(limits.mutations_max, _report_failure)
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         periodic = TaskOwner(1, _report_failure)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
         service = build_service(tiering, stores, limits=limits, ids=ids, mutations=mutations)
         periodic.spawn("sweeper", tiering.sweeper.run(config.sweeper.period))
+        gate = Gate(service, access_from(config), controls, clock=clock, limits=limits)
+        reloads.subscribe(lambda changed: gate.replace(access_from(changed), rules_from(changed)))
         try:
-            yield Served(service=service, gate=Gate(enforce=config.auth.enforce))
+            yield Served(service=service, gate=gate)
         finally:
+            reloads.subscribe(None)
             grace = max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN)
             await periodic.drain(0)
             await _drain((("mutations", mutations), ("cleanup", cleanup)), grace)

@@ -13,10 +13,13 @@ Does not: touch the paths it names (`tierstore.build.check_stores` does), or cha
 
 import difflib
 import errno
+import functools
+import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -25,9 +28,17 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from tierstore.admission.conditions import Condition, condition
+from tierstore.admission.killswitches import Killswitches
+from tierstore.admission.rate_limits import Bandwidth as BandwidthLimits
+from tierstore.admission.rate_limits import Rate, ThroughputRule, rate_of
+from tierstore.admission.rate_limits import Throughput as ThroughputLimits
+from tierstore.admission.rules import Rules
+from tierstore.admission.usecases import ALL_KINDS, ExpirationKind, UsecasePolicies, UsecasePolicy
 from tierstore.errors import ConfigError, InvalidRequest
-from tierstore.limits import GIB, KIB, MIB, TIB, Limits
+from tierstore.limits import GIB, KIB, KILLSWITCHES_MAX, LIMIT_RULES_MAX, MIB, TIB, Limits
 from tierstore.types.durations import format_duration, parse_duration
+from tierstore.types.ids import parse_usecase
 from tierstore.types.sizes import SIZE_PATTERN, format_size, parse_size
 
 ENVIRONMENT_PREFIX = "TIERSTORE__"
@@ -64,8 +75,22 @@ def _text(description: str) -> Meta:
     return Meta(min_length=1, max_length=4096, pattern=_NO_CONTROLS, description=description)
 
 
+def _path(description: str) -> Meta:
+    """A file that need not be given: then it is empty text, which nobody can give (`_Key.value`)."""
+    return Meta(max_length=4096, pattern=_NO_CONTROLS, description=description, extra={"kind": "path"})
+
+
+def _structure(wanted: str, description: str) -> Meta:
+    """A setting that is no single value: a list, or a mapping. ``wanted`` says how it is written."""
+    return Meta(description=description, extra={"kind": "structure", "wanted": wanted})
+
+
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
     """A group of settings."""
+
+
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a setting that is a structure."""
 
 
 class Data(Section, frozen=True):
@@ -104,7 +129,10 @@ class Http(Section, frozen=True):
     host: Annotated[str, _text("Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1"
     port: Annotated[int, _whole(0, 65535, "Port to listen on; 0 takes a free one.")] = 8888
     workers: Annotated[int, _whole(1, 256, "Server processes that share the port.")] = 1
-    max_requests: Annotated[int, _whole(1, 100_000, "Requests in flight in one worker; more get 503.")] = 512
+    max_requests: Annotated[int, _whole(1, 100_000, "Requests at work in one worker; more get 503.")] = 512
+    connections_max: Annotated[
+        int, _whole(1, 1_000_000, "Connections of one worker; beyond it those give way whose clients are waited for.")
+    ] = 16_384
     shutdown_delay: Annotated[
         float, _duration(0, 3600, "How long /ready answers 503 before the port closes; for load balancers.")
     ] = 0.0
@@ -115,13 +143,155 @@ class Http(Section, frozen=True):
     backlog: Annotated[int, _whole(1, 65535, "Connections that wait to be accepted.")] = 2048
 
 
+class Tls(Section, frozen=True):
+    """Encrypted connections. Each worker reads the files, and again on SIGHUP."""
+
+    certificate: Annotated[
+        str, _path("The server's certificate in PEM, and those between it and the root; without one, no TLS.")
+    ] = ""
+    key: Annotated[str, _path("Its private key in PEM, without a password.")] = ""
+    client_ca: Annotated[
+        str, _path("Whose certificates in PEM clients must have, and TLS 1.3; without it, they need none.")
+    ] = ""
+    minimum_version: Annotated[
+        Literal["TLSv1.2", "TLSv1.3"], Meta(description="The oldest version that clients may use.")
+    ] = "TLSv1.2"
+
+
+_ShortText = Annotated[str, Meta(min_length=1, max_length=256, pattern=_NO_CONTROLS)]
+
+
+class AuthKey(Entry, frozen=True):
+    """One key of the directory: its public halves, of which several may be valid while it is rotated."""
+
+    max_permissions: tuple[Literal["object.read", "object.write", "object.delete"], ...]
+    files: tuple[Annotated[str, Meta(min_length=1, max_length=4096, pattern=_NO_CONTROLS)], ...] = ()
+    public_keys: tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...] = ()
+
+
 class Auth(Section, frozen=True):
-    """Who may do what."""
+    """Who may do what. Durations are in seconds."""
 
     enforce: Annotated[
         bool,
-        Meta(description="Whether requests need a valid token; this release knows none, and then refuses all."),
+        Meta(description="Whether requests need a valid token or signature; if not, the log tells what would fail."),
     ] = True
+    keys: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=128, pattern=_NO_CONTROLS)], AuthKey],
+        _structure(
+            "a mapping of key ids to {max_permissions: […], files: […], public_keys: […]}",
+            "The public keys that sign tokens and URLs, by key id: PEM in files or inline, and what each may grant.",
+        ),
+    ] = {}
+    audiences: Annotated[
+        tuple[_ShortText, ...], _structure("a list of texts", "What a token's aud may be, if it has one.")
+    ] = ("objectstore",)
+    issuers: Annotated[
+        tuple[_ShortText, ...], _structure("a list of texts", "What a token's iss may be, if it has one.")
+    ] = ("sentry", "relay")
+    leeway: Annotated[
+        float, _duration(0, 300, "How far the clocks of those who sign tokens may differ from the server's.")
+    ] = 10.0
+
+
+class Meant(Entry, frozen=True):
+    """Which requests something means: all that is given must hold."""
+
+    usecase: _ShortText | None = None
+    scopes: dict[_ShortText, _ShortText | int] = {}
+    service: _ShortText | None = None
+
+    def condition(self) -> Condition:
+        """As admission has it. Raises `InvalidRequest`."""
+        return condition(self.usecase, self.scopes, self.service)
+
+
+class LimitRule(Meant, frozen=True):
+    """An extra limit on requests: a rate of its own, or a share of the server's."""
+
+    rate: Annotated[float, Meta(ge=1e-6, le=1e9)] | None = None
+    percent: Annotated[float, Meta(ge=1e-6, le=100)] | None = None
+    burst: Annotated[int, Meta(ge=1, le=10**9)] | None = None
+
+
+class Policy(Entry, frozen=True):
+    """What the objects of a usecase may ask for. Durations as in other settings."""
+
+    expirations: Annotated[tuple[ExpirationKind, ...], Meta(min_length=1)] = ALL_KINDS
+    ttl_max: str | Annotated[int, Meta(ge=0)] | None = None
+    tti_max: str | Annotated[int, Meta(ge=0)] | None = None
+
+    def policy(self) -> UsecasePolicy:
+        """As admission has it. Raises `InvalidRequest`."""
+        return UsecasePolicy(
+            expirations=self.expirations,
+            ttl_seconds_max=_seconds(self.ttl_max),
+            tti_seconds_max=_seconds(self.tti_max),
+        )
+
+
+def _seconds(written: str | int | None) -> int | None:
+    return parse_duration(written, Limits()) if isinstance(written, str) else written
+
+
+class Admission(Section, frozen=True):
+    """Which requests are stopped."""
+
+    killswitches: Annotated[
+        tuple[Meant, ...],
+        _structure("a list of {usecase: …, scopes: {…}, service: …}", "Requests that are refused, whoever makes them."),
+    ] = ()
+
+
+class UsecasePolicySettings(Section, frozen=True):
+    """What objects may ask for, by their usecase."""
+
+    policies: Annotated[
+        dict[str, Policy],
+        _structure(
+            "a mapping of usecases to {expirations: […], ttl_max: …, tti_max: …}",
+            "Which expirations objects may have, by usecase; * is for all others.",
+        ),
+    ] = {}
+
+
+class Throughput(Section, frozen=True):
+    """How many requests a server takes in a second, all of its workers together."""
+
+    rate: Annotated[int, _whole(0, 10**9, "Requests a second; 0 for no limit.")] = 0
+    burst: Annotated[int, _whole(0, 10**9, "Requests that may come at once; 0 for those of one second.")] = 0
+    usecase_percent: Annotated[int, _whole(0, 100, "Share of both that one usecase may have; 0 for no limit.")] = 0
+    scope_percent: Annotated[
+        int, _whole(0, 100, "Share of both for requests of the same usecase and scopes; 0 for no limit.")
+    ] = 0
+    rules: Annotated[
+        tuple[LimitRule, ...],
+        _structure(
+            "a list of {usecase: …, scopes: {…}, service: …, rate: … or percent: …, burst: …}",
+            "Extra limits, each on the requests that it means.",
+        ),
+    ] = ()
+    report_only: Annotated[bool, Meta(description="Count what would be refused, and admit it.")] = False
+
+
+class Bandwidth(Section, frozen=True):
+    """How many bytes of payload a server takes and gives in a second, all of its workers together."""
+
+    rate: Annotated[int, _size(0, TIB, "Bytes a second; 0 for no limit.")] = 0
+    usecase_rate: Annotated[int, _size(0, TIB, "Bytes a second of one usecase; 0 for no limit.")] = 0
+    scope_rate: Annotated[int, _size(0, TIB, "Bytes a second of the same usecase and scopes; 0 for no limit.")] = 0
+    report_only: Annotated[bool, Meta(description="Count what would be refused, and admit it.")] = False
+
+
+class Backpressure(Section, frozen=True):
+    """How many operations a worker has under way on the stores. Durations are in seconds."""
+
+    operations: Annotated[int, _whole(1, 100_000, "Operations under way on the stores, in one worker.")] = 256
+    queue: Annotated[int, _whole(0, 100_000, "Operations that wait for their turn; more get 429.")] = 256
+    queue_wait: Annotated[float, _duration(0, 3600, "How long one waits before it gets 429.")] = 5.0
+    bulk_percent: Annotated[
+        int, _whole(1, 100, "Share of both that operations may have which come in bulk or take long.")
+    ] = 50
 
 
 class Tiering(Section, frozen=True):
@@ -173,6 +343,9 @@ class Log(Section, frozen=True):
         Literal["auto", "json", "console"],
         Meta(description="json: one object a line; console: for people; auto: console on a terminal, else json."),
     ] = "auto"
+    audit: Annotated[
+        bool, Meta(description="Whether every mutation and every refusal has a line, whatever the level is.")
+    ] = True
 
 
 class Config(Section, frozen=True):
@@ -183,7 +356,13 @@ class Config(Section, frozen=True):
     long_term: FilesystemLongTerm = FilesystemLongTerm()
     change_log: SqliteChangeLog = SqliteChangeLog()
     http: Http = Http()
+    tls: Tls = Tls()
     auth: Auth = Auth()
+    admission: Admission = Admission()
+    usecases: UsecasePolicySettings = UsecasePolicySettings()
+    throughput: Throughput = Throughput()
+    bandwidth: Bandwidth = Bandwidth()
+    backpressure: Backpressure = Backpressure()
     tiering: Tiering = Tiering()
     sweeper: Sweeper = Sweeper()
     uploads: Uploads = Uploads()
@@ -225,7 +404,59 @@ def limits_from(config: Config) -> Limits:
         upload_retention_seconds=config.uploads.retention,
         outcome_retention_seconds=config.uploads.outcome_retention,
         part_bytes_min=config.uploads.part_min,
+        connections_max=config.http.connections_max,
+        client_bytes_max=max(Limits().client_bytes_max, config.http.max_requests * config.tiering.inline_max),
+        operations_max=config.backpressure.operations,
+        operations_queue_max=config.backpressure.queue,
+        operation_wait_seconds_max=config.backpressure.queue_wait,
+        operations_bulk_percent=config.backpressure.bulk_percent,
     )
+
+
+def rules_from(config: Config) -> Rules:
+    """The rules on requests that ``config`` sets. For a configuration that `load_config` made, nothing is raised."""
+    policies = dict(config.usecases.policies)
+    of_others = policies.pop(_ALL_OTHERS, Policy())
+    bandwidth = config.bandwidth
+    return Rules(
+        killswitches=Killswitches(tuple(meant.condition() for meant in config.admission.killswitches)),
+        policies=UsecasePolicies({name: each.policy() for name, each in policies.items()}, of_others.policy()),
+        throughput=_throughput(config.throughput),
+        bandwidth=BandwidthLimits(
+            all_bytes=bandwidth.rate or None,
+            each_usecase=bandwidth.usecase_rate or None,
+            each_scope=bandwidth.scope_rate or None,
+            report_only=bandwidth.report_only,
+        ),
+    )
+
+
+_ALL_OTHERS = "*"
+
+
+def _throughput(settings: Throughput) -> ThroughputLimits:
+    whole = rate_of(settings.rate, settings.burst or None) if settings.rate else None
+    return ThroughputLimits(
+        all_requests=whole,
+        each_usecase=whole.share(settings.usecase_percent) if whole and settings.usecase_percent else None,
+        each_scope=whole.share(settings.scope_percent) if whole and settings.scope_percent else None,
+        rules=tuple(
+            ThroughputRule(condition=rule.condition(), rate=_rule_rate(rule, whole)) for rule in settings.rules
+        ),
+        report_only=settings.report_only,
+    )
+
+
+def _rule_rate(rule: LimitRule, whole: Rate | None) -> Rate:
+    """Raises `InvalidRequest`."""
+    if (rule.rate is None) == (rule.percent is None):
+        raise InvalidRequest("a rule has either a rate or a percent")
+    if rule.rate is not None:
+        return rate_of(rule.rate, rule.burst)
+    if whole is None:
+        raise InvalidRequest("a rule's percent is a share of throughput.rate, which is not set")
+    share = whole.share(rule.percent or 0)
+    return share if rule.burst is None else rate_of(share.per_second, rule.burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +485,10 @@ class LoadedConfig:
                 if name == "path" and not value:  # written out, it would no longer follow data.path
                     lines.append(f"  # path: {_printable(self.config.store_path(section.name))}  # below data.path")
                     continue
-                written = yaml.safe_dump({name: _KEYS[key].written(value)}, allow_unicode=True, width=math.inf).rstrip(
-                    "\n"
-                )
+                if value == "":  # which is how it is left out, and nothing that can be given
+                    lines.append(f"  # {name}:  # none")
+                    continue
+                written = _PRIVATE_KEY.sub("(a private key)", _one_line(name, _KEYS[key].written(value)))
                 lines.append(f"  {written}  # {self.origins.get(key, 'default')}")
         return "\n".join(lines) + "\n"
 
@@ -286,8 +518,10 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
 def config_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the configuration file."""
     schema = msgspec.json.schema(Config)
-    for definition in schema["$defs"].values():
-        definition["required"] = []
+    structures = {entry.__name__ for entry in Entry.__subclasses__()}
+    for title, definition in schema["$defs"].items():
+        if title not in structures:
+            definition["required"] = []
         for name, described in definition["properties"].items():
             written = described.pop("written", None)
             if written is not None:
@@ -332,11 +566,14 @@ class _Key:
             return None
         try:
             value: object = msgspec.convert(self._number(setting.value), self.type)
-        except (msgspec.ValidationError, InvalidRequest, ValueError):
+        except (msgspec.ValidationError, InvalidRequest, ValueError) as error:
+            if self._kind == "structure":  # whose value may be long, or a secret that has no business here
+                problems.append(f"{self.name} ({setting.origin}): is not {self._extra['wanted']}: {error}")
+                return None
             wanted = self._wanted(setting.value)
             problems.append(f"{self.name} ({setting.origin}): {_shown(setting.value)} is not {wanted}")
             return None
-        if self.name.endswith(".path"):
+        if self.name.endswith(".path") or self._kind == "path":
             return self._expanded(str(value), setting.origin, problems)
         return value
 
@@ -395,7 +632,21 @@ def _keys() -> Iterator[_Key]:
 _KEYS = {key.name: key for key in _keys()}
 
 
+def _one_line(name: str, value: object) -> str:
+    """A setting as one line of YAML, so that a comment can follow it."""
+    if isinstance(value, dict | list | tuple):
+        written = json.dumps(value, ensure_ascii=False)  # which is YAML, but for what breaks lines there alone
+        return f"{name}: {written}".translate({ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029\ufeff"})
+    return yaml.safe_dump({name: value}, allow_unicode=True, width=math.inf).rstrip("\n")
+
+
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL)
+"""What has no business in settings, and is not shown if somebody has put it there."""
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, str):
+        value = _PRIVATE_KEY.sub("(a private key)", value)
     try:
         return str(value)[:80] if isinstance(value, str) and value.isprintable() else repr(value)[:80]
     except ValueError:
@@ -443,12 +694,58 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.uploads.part_min > config.tiering.object_max:
         part, largest = format_size(config.uploads.part_min), format_size(config.tiering.object_max)
         yield f"uploads.part_min: {part} is more than tiering.object_max, {largest}"
+    yield from _contradictory_rules(config)
+    yield from _contradictory_tls(config.tls)
     paths: dict[str, str] = {}
     for section in ("high_volume", "long_term", "change_log"):
         path = os.path.realpath(config.store_path(section) or "")
         if path in paths:
             yield f"{section}.path: {path} is already {paths[path]}.path; each store needs a place of its own"
         paths[path] = section
+
+
+def _contradictory_tls(tls: Tls) -> Iterator[str]:
+    if tls.certificate and not tls.key:
+        yield "tls.key: is missing; a certificate needs its private key"
+    if tls.key and not tls.certificate:
+        yield "tls.certificate: is missing; a private key is of no use without it"
+    if tls.client_ca and not (tls.certificate or tls.key):
+        yield "tls.client_ca: needs tls.certificate and tls.key, which are not set"
+
+
+def _contradictory_rules(config: Config) -> Iterator[str]:
+    killswitches, throughput = config.admission.killswitches, config.throughput
+    if len(killswitches) > KILLSWITCHES_MAX:
+        yield f"admission.killswitches: there are more than {KILLSWITCHES_MAX}"
+    if len(throughput.rules) > LIMIT_RULES_MAX:
+        yield f"throughput.rules: there are more than {LIMIT_RULES_MAX}"
+    for name, percent in (
+        ("usecase_percent", throughput.usecase_percent),
+        ("scope_percent", throughput.scope_percent),
+        ("burst", throughput.burst),
+    ):
+        if percent and not throughput.rate:
+            yield f"throughput.{name}: needs throughput.rate, which is not set"
+    whole = rate_of(throughput.rate, None) if throughput.rate else None
+    for number, meant in enumerate(killswitches, start=1):
+        yield from _refused(f"admission.killswitches: number {number}", meant.condition)
+    for number, rule in enumerate(throughput.rules, start=1):
+        where = f"throughput.rules: number {number}"
+        yield from _refused(where, rule.condition)
+        yield from _refused(where, functools.partial(_rule_rate, rule, whole))
+    for usecase, policy in config.usecases.policies.items():
+        where = f"usecases.policies: {_shown(usecase)}"
+        if usecase != _ALL_OTHERS:
+            yield from _refused(where, functools.partial(parse_usecase, usecase))
+        yield from _refused(where, policy.policy)
+
+
+def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
+    """What is wrong with something that cannot be made."""
+    try:
+        make()
+    except InvalidRequest as error:
+        yield f"{where}: {error}"
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -470,6 +767,18 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"the key {key} is there twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _plain_number(_loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    """A whole number, written as people read it: ``017`` is 15 to YAML 1.1, and the wrong tenant in a killswitch."""
+    if _PLAIN_NUMBER.fullmatch(node.value) is None:
+        where = f"{node.value[:80]} is a number to YAML, but not in the way people write one"
+        raise yaml.MarkedYAMLError(None, None, f"{where}; if it is a text, put it in quotes", node.start_mark)
+    return int(node.value)
+
+
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _plain_number)
 
 
 def _parse_yaml(text: str) -> object:

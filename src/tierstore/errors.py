@@ -5,6 +5,8 @@
     TierstoreError
     ├── ClientMistake                the request is wrong; sending it again will not help
     │   ├── InvalidRequest           malformed id, header, range, body                 400
+    │   │   └── PolicyViolation      an expiration that its usecase may not have       400
+    │   ├── UnreadableCredentials    no token or signature, or none that can be read    400
     │   ├── IncompleteBody           the body ended before its announced length        400
     │   ├── ChecksumMismatch         the body is not what its ``Content-MD5`` says      400
     │   ├── InvalidPart              a part that is named is not there, or is another  400
@@ -28,6 +30,8 @@
     ├── NotOffered                   this deployment or release cannot do it           501
     ├── Unavailable                  try again later; nothing of ours is broken        503
     │   ├── Busy                     a bounded queue is full                           429
+    │   │   └── RateLimited          a rate limit is reached                           429
+    │   ├── Overloaded               as many requests are under way as may be          503
     │   ├── StorageFull              no space; nothing was stored                      507
     │   ├── OutcomeUnknown           the write may or may not have happened            503
     │   └── GivenUp                  this write was settled as abandoned               503
@@ -52,6 +56,14 @@ class ClientMistake(TierstoreError):
 
 class InvalidRequest(ClientMistake):
     """Malformed id, header, range, query or body."""
+
+
+class PolicyViolation(InvalidRequest):
+    """The object asks for what the policy of its usecase forbids. Nothing was done."""
+
+
+class UnreadableCredentials(ClientMistake):
+    """The request has no token and no signature, or one that is malformed. Nothing was done."""
 
 
 class IncompleteBody(ClientMistake):
@@ -129,6 +141,9 @@ class ClientDisconnected(TierstoreError):
 class Refusal(TierstoreError):
     """The request is well-formed, but this caller may not make it."""
 
+    kid: str | None = None
+    """The id of the key that the caller names, if it is known by then; for the log."""
+
 
 class Unauthenticated(Refusal):
     """No usable credentials."""
@@ -152,6 +167,18 @@ class Unavailable(TierstoreError):
 
 class Busy(Unavailable):
     """A bounded queue is full. Nothing was done."""
+
+
+class RateLimited(Busy):
+    """The operator's limit is reached; ``retry_after_seconds`` is when there is room again. Nothing was done."""
+
+    def __init__(self, text: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Overloaded(Unavailable):
+    """As many requests are under way as this process takes. Nothing was done."""
 
 
 class StorageFull(Unavailable):

@@ -11,6 +11,13 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+KILLSWITCHES_MAX = 256
+"""Killswitches of a server; each is tried on each request."""
+KEY_VERSIONS_MAX = 8
+"""Public keys of one key id: each is tried on each signature."""
+LIMIT_RULES_MAX = 64
+"""Extra rules of the throughput limit; likewise. The table of buckets has a place for each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -29,6 +36,8 @@ class Limits:
     """Bytes of a request target (path and query, percent-encoded)."""
     header_bytes_max: int = 64 * KIB
     """Bytes of all request headers together."""
+    headers_max: int = 256
+    """Headers of a request: 64 of custom metadata, and what clients and proxies add."""
     metadata_bytes_max: int = 16 * KIB
     """UTF-8 bytes of an object's metadata: content type, origin, filename, custom names and values together."""
     custom_metadata_max: int = 64
@@ -41,14 +50,32 @@ class Limits:
     """How long a request waits for its client to send, or to take, the next bytes; then it ends."""
     body_bytes_per_second_min: int = KIB
     """How fast a client must send a body, or take one, on average, after the first ``client_stall_seconds_max``."""
+    connections_max: int = 16_384
+    """Connections of a worker; beyond it those give way whose clients are waited for, or the new one is refused."""
+    client_bytes_max: int = 768 * MIB
+    """What a worker keeps in memory of bodies that have not all come, and of answers that clients have not taken:
+    1.5 MiB for each of 512 requests, be they small, or streamed."""
+    patience_seconds: float = 2.0
+    """How long a client is waited for in any case, whatever others need."""
     pipelined_requests_max: int = 32
     """Requests that wait on one connection for the answer to an earlier one; then it is closed behind them."""
     unread_body_bytes_max: int = 64 * KIB
     """What may be left of a body when a request is refused for its connection to be kept; with more it is closed."""
     linger_seconds_max: float = 2.0
-    """How long a connection that is closed with bytes still coming takes them in, so that the answer is seen."""
+    """How long a connection that is closed with bytes still coming takes them in, so that the answer is seen; and how
+    long an idle one with TLS waits for its client to say goodbye."""
     linger_bytes_max: int = 16 * MIB
     """How many of those bytes it takes in."""
+
+    # Credentials
+    token_bytes_max: int = 8 * KIB
+    """Bytes of a token."""
+    tokens_cached_max: int = 4096
+    """Verified tokens that a process remembers until they expire."""
+    presign_seconds_max: int = 7 * 86_400
+    """How long a pre-signed URL may be valid."""
+    presign_early_seconds_max: int = 60
+    """How long before its timestamp a pre-signed URL is valid already, for clocks that differ."""
 
     # Multipart uploads
     parts_max: int = 10_000
@@ -112,13 +139,22 @@ class Limits:
 
     # Work
     mutations_max: int = 4096
-    """Mutations under way, those included whose callers have gone; more are refused as busy."""
+    """Mutations under way, those included whose callers have gone, and without those that wait for their clients; more
+    are refused as busy."""
     left_completions_max: int = 64
     """Completions of uploads of one use case and scopes that go on although their callers have gone; while there are so
     many, no more of these are taken. Few, because each holds its list of parts; more than ``upload_attempts_max``, so
     that no single upload can be the cause."""
     left_completions_total_max: int = 1024
     """The same of all together; well below ``mutations_max``, which is everybody's."""
+    operations_max: int = 256
+    """Operations on the stores that a worker has under way; more wait. One that waits for its client does not count."""
+    operations_queue_max: int = 256
+    """Operations that wait for their turn; more are refused as busy."""
+    operation_wait_seconds_max: float = 5.0
+    """How long an operation waits for its turn before it is refused as busy."""
+    operations_bulk_percent: int = 50
+    """Of both, how much those operations may have that come in bulk, or take long: the rest is for single ones."""
     database_queue_max: int = 4096
     """Operations waiting for one embedded database; more are refused as busy."""
     database_batch_max: int = 256
@@ -164,6 +200,7 @@ class Limits:
         """Bounds so small that a test reaches each of them with a few bytes: "large" begins at 65 bytes."""
         return cls(
             key_bytes_max=4 * KIB,
+            headers_max=64,
             metadata_bytes_max=2 * KIB,
             custom_metadata_max=8,
             object_bytes_max=64 * KIB,

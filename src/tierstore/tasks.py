@@ -33,6 +33,10 @@ class TaskOwner:
         """Whether the bound is reached. A caller that finds it so does the work itself, or refuses it."""
         return len(self._tasks) >= self._tasks_max
 
+    def full_besides(self, idle: int) -> bool:
+        """Whether the bound is reached by other tasks than ``idle`` of them."""
+        return len(self._tasks) - idle >= self._tasks_max
+
     def run(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start ``work`` as a task; the caller awaits it, or calls `disown`."""
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -22,7 +22,44 @@ request_seconds = Histogram(
 object_bytes = Histogram(
     "tierstore_object_bytes", "Sizes of objects written and read.", ["operation", "tier"], buckets=_BYTES
 )
-requests_in_flight = Gauge("tierstore_requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
+requests_in_flight = Gauge(
+    "tierstore_requests_in_flight",
+    "Requests being served now, without those that wait for their clients.",
+    multiprocess_mode="livesum",
+)
+connections_open = Gauge("tierstore_connections", "Connections open now.", multiprocess_mode="livesum")
+connections_max = Gauge("tierstore_connections_max", "Connections that may be open.", multiprocess_mode="livesum")
+connections_ended = Counter(
+    "tierstore_connections_ended",
+    "Connections that were ended because there were too many (connections), because too much was held for clients that "
+    "were waited for (memory), or at once, because no other gave way (refused).",
+    ["reason"],
+)
+requests_max = Gauge("tierstore_requests_max", "Requests that may be served at once.", multiprocess_mode="livesum")
+operations_in_flight = Gauge(
+    "tierstore_operations_in_flight",
+    "Operations on the stores under way now, without those that wait for their clients.",
+    multiprocess_mode="livesum",
+)
+operations_waiting = Gauge(
+    "tierstore_operations_waiting", "Operations on the stores that wait for their turn.", multiprocess_mode="livesum"
+)
+operations_max = Gauge(
+    "tierstore_operations_max", "Operations on the stores that may be under way at once.", multiprocess_mode="livesum"
+)
+operations_queue_max = Gauge(
+    "tierstore_operations_queue_max", "Operations on the stores that may wait at once.", multiprocess_mode="livesum"
+)
+operations_refused = Counter(
+    "tierstore_operations_refused", "Operations that were refused because the stores are busy.", ["reason"]
+)
+rate_limited = Counter(
+    "tierstore_rate_limited",
+    "Requests that met a rate limit, by kind and limit: refused, or only reported.",
+    ["kind", "limit", "outcome"],
+)
+killswitched_requests = Counter("tierstore_killswitched_requests", "Requests that a killswitch refused.")
+policy_violations = Counter("tierstore_policy_violations", "Inserts that the policy of their usecase refused.")
 commit_conflicts = Counter(
     "tierstore_commit_conflicts", "Compare-and-writes that lost a race and were repeated.", ["operation"]
 )
@@ -63,6 +100,7 @@ database_batch_operations = Histogram(
 
 # Counters that alerts watch exist from the start: an increase from nothing to 1 is invisible to `increase()`.
 for _counter, _values in (
+    (connections_ended, ("connections", "memory", "refused")),
     (commit_conflicts, ("put_blob", "put_inline", "delete", "complete")),
     (corrupt_reads, ("high_volume", "long_term")),
     (deadline_bumps, ("moved", "lost", "failed", "skipped")),
@@ -75,6 +113,7 @@ for _counter, _values in (
     ),
     (upload_completes, ("completed", "repeated", "no_such_upload", "invalid", "retry", "error")),
     (upload_aborts, ("client", "retention")),
+    (operations_refused, ("queue_full", "waited_too_long")),
     (sweep_runs, ("ok", "failed")),
     (
         sweep_results,
@@ -83,3 +122,11 @@ for _counter, _values in (
 ):
     for _value in _values:
         _counter.labels(_value)
+
+for _kind, _limits in (
+    ("throughput", ("global", "usecase", "scope", "rule")),
+    ("bandwidth", ("global", "usecase", "scope")),
+):
+    for _limit in _limits:
+        for _outcome in ("refused", "reported"):
+            rate_limited.labels(_kind, _limit, _outcome)

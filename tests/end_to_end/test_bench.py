@@ -28,6 +28,15 @@ def test_completing(tmp_path: Path, ratio: str, exit_code: int, verdict: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("percent", "exit_code", "verdict"), [("1e9", 0, "yes"), ("-1e9", 1, "NO")])
+def test_access(tmp_path: Path, percent: str, exit_code: int, verdict: str) -> None:
+    """Measures with and without authentication, and judges the difference."""
+    ended = _bench(tmp_path, "access", "--rounds", "1", "--count", "50", f"--percent-max={percent}")
+    assert (ended.returncode, ended.stderr) == (exit_code, "")
+    assert re.search(rf"^GET with a token  .*%   at most .*: {verdict}$", ended.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory(tmp_path: Path) -> None:
     """Sends, reads back what it sent, and finds the server's memory within its bounds."""
     ended = _bench(tmp_path, "memory", "--mib", "32")
@@ -35,6 +44,25 @@ def test_memory(tmp_path: Path) -> None:
     assert len(re.findall(r"^(?:a part|an object|16 parts)", ended.stdout, re.MULTILINE)) == 3
     assert "NO" not in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_slow_connections(tmp_path: Path) -> None:
+    """A client is served by two workers whose few places hundreds of slow clients would take if they could."""
+    arguments = ("--connections", "300", "--seconds", "2", "--max-requests", "8")
+    ended = _bench(tmp_path, "slow-connections", *arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for kind in ("idle", "head", "body", "unread"):
+        assert re.search(rf"^{kind} +75 +75 +\d+$", ended.stdout, re.MULTILINE), ended.stdout
+    assert re.search(r"^all 300 open, and every request .* answered: yes$", ended.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slow_connections_are_judged(tmp_path: Path) -> None:
+    """When there are fewer places than the client has requests at once, it says what went wrong, and ends with 1."""
+    ended = _bench(tmp_path, "slow-connections", "--connections", "8", "--seconds", "1", "--max-requests", "1")
+    assert ended.returncode == 1
+    assert re.search(r"^(PUT|GET).*: 503, .*: \d+ times$", ended.stdout, re.MULTILINE)
+    assert re.search(r"answered: NO$", ended.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [("complete", "--mib", "2", "--parts", "3"), ("memory", "--mib", "6000")])
@@ -62,5 +90,5 @@ def test_help_of_what_judges(command: str, judged: tuple[str, ...]) -> None:
 def test_help() -> None:
     """Every command is described, and so is how make runs it."""
     ended = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True)
-    for words in ("operations", "complete", "memory", "make bench ARGS=complete"):
+    for words in ("operations", "complete", "memory", "slow-connections", "make bench ARGS=complete"):
         assert words in ended.stdout

@@ -251,16 +251,18 @@ def test_a_full_disk_for_temporary_files_stops_nothing(tmp_path: Path, workers: 
             assert server.wait() == 0
 
 
-@pytest.mark.parametrize("size", ["1m", "3m"])
-def test_several_workers_do_not_start_without_room_for_metrics(tmp_path: Path, size: str) -> None:
-    """On a disk too small for the metrics of all processes the start fails with a sentence, and leaves nothing."""
+@pytest.mark.parametrize(
+    ("size", "what"), [("1m", "the metrics"), ("3m", "the use of the limits"), ("5m", "the metrics")]
+)
+def test_several_workers_do_not_start_without_room_for_what_they_share(tmp_path: Path, size: str, what: str) -> None:
+    """On a disk too small for metrics or limits of all, the start fails with a sentence, and leaves nothing."""
     with small_disk(tmp_path / "disk", size) as disk:
         environment = {"TMPDIR": str(disk.path)}
         code, text = _refusal(
             "--port", "0", "--workers", "2", "--data", str(tmp_path / "stores"), environment=environment
         )
         assert code == 1
-        assert f"no room for the metrics in {disk.path}" in text
+        assert f"no room for {what} in {disk.path}" in text
         assert "No space left on device; make room, or set TMPDIR to a directory elsewhere" in text
         assert "Traceback" not in text
         assert list(disk.path.iterdir()) == []
@@ -274,7 +276,7 @@ def test_the_files_of_metrics_have_no_holes(tmp_path: Path) -> None:
         dead = server.worker_pids[0]
         pids = [server.pid, *server.worker_pids]
         names = {f"{kind}_{pid}.db" for kind in ("counter", "gauge_livesum", "histogram") for pid in pids}
-        assert {file.name for file in directory.iterdir()} == names
+        assert {file.name for file in directory.iterdir()} == names | {"rate-limits"}
         for file in directory.iterdir():
             assert file.stat().st_blocks * 512 >= file.stat().st_size > 0
         os.kill(dead, signal.SIGKILL)

@@ -34,7 +34,9 @@ def givens() -> SearchStrategy[tuple[Given, str | None]]:
     fields = st.fixed_dictionaries(
         {},
         optional={
-            "content_type": st.sampled_from(["text/plain", 'text/x; charset="a b"', "application/octet-stream"]),
+            "content_type": st.sampled_from(
+                ["Text/plain", 'text/x; charset="a b"', "application/octet-stream", "text/html"]
+            ),
             "zstd": st.booleans(),
             "origin": _TEXTS,
             "filename": _TEXTS,

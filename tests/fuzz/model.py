@@ -19,6 +19,8 @@ DEBOUNCE_MICROS_MAX = 24 * 3600 * MICROS
 
 _ENCODED = re.compile(r"(?:[ -$&-~]|%[0-9A-F]{2})*")
 _CONNECTION_HEADERS = frozenset({"date", "x-request-id", "connection", "content-length"})
+_OPENED_BY_BROWSERS = frozenset({"text/plain"})
+"""Of the types that are used here."""
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
@@ -212,6 +214,7 @@ def check_object_headers(found: StoredObject, headers: Mapping[str, str], *, con
         "x-sn-size": str(len(found.payload)),
         "accept-ranges": "bytes",
         "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     }
     if given.zstd:
         expected["content-encoding"] = "zstd"
@@ -229,9 +232,12 @@ def check_object_headers(found: StoredObject, headers: Mapping[str, str], *, con
     got = {name: _decoded(name, value) for name, value in headers.items() if name not in _CONNECTION_HEADERS}
     disposition = got.pop("content-disposition", None)
     assert got == expected
-    assert (disposition is None) == (given.filename is None)
-    if disposition is not None and given.filename is not None:
-        _check_disposition(disposition, given.filename)
+    if given.filename is not None:
+        _check_disposition(disposition or "", given.filename)
+    elif given.content_type is None or given.content_type.split(";")[0].strip().lower() not in _OPENED_BY_BROWSERS:
+        assert disposition == "attachment"
+    else:
+        assert disposition is None
 
 
 def _decoded(name: str, value: str) -> str:

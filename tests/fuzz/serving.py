@@ -18,14 +18,20 @@ import uvloop
 
 from tests.fuzz.captured import captured_logs
 from tests.http.harness import CLIENT_SECONDS_MAX, Connection
+from tierstore.admission.authentication import Access
+from tierstore.admission.buckets import BucketTable
+from tierstore.admission.controls import Controls
 from tierstore.admission.gate import Gate
+from tierstore.admission.keys import KeyDirectory
+from tierstore.admission.rate_limits import RateLimiter
+from tierstore.admission.rules import Rules
 from tierstore.backends.high_volume.memory import MemoryHighVolume, MemoryRows
 from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm, Repeats
 from tierstore.build import Stores, Tiering, build_service, build_tiering, open_stores
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.config import Config, Data, FilesystemLongTerm, SqliteHighVolume
 from tierstore.http.app import HttpSettings, Served, create_app
-from tierstore.http.connection import BoundedConnection
+from tierstore.http.connection import bounded
 from tierstore.limits import Limits
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
@@ -41,10 +47,9 @@ _SETTLING_SECONDS_MAX = 10.0
 class _GateToTheCurrent(Gate):
     """A gate that admits to the service of the current example."""
 
-    service: ObjectService
-
-    def admit(self, service: ObjectService) -> ObjectService:
-        return super().admit(self.service)
+    def serve(self, service: ObjectService) -> None:
+        """Admit to this service from now on."""
+        self._service = service
 
 
 @dataclass
@@ -78,7 +83,7 @@ class FuzzedServer:
         self.failures: list[str] = []
         """What went wrong behind the answers."""
         self._ids = SeededIds(0)
-        self._gate = _GateToTheCurrent(enforce=enforce)
+        self._access = Access(enforce=enforce, keys=KeyDirectory())
         self._deployments = 0
         self._stack = ExitStack()
 
@@ -96,7 +101,7 @@ class FuzzedServer:
         )
         self.config = uvicorn.Config(
             create_app(self._open_served, settings),
-            http=type("Connection", (BoundedConnection,), {"limits": self.limits}),
+            http=bounded(self.limits, self.clock),
             ws="none", lifespan="on", log_config=None, server_header=False, proxy_headers=False, access_log=False,
             timeout_graceful_shutdown=1, timeout_keep_alive=60, reset_contextvars=True,
         )  # fmt: skip
@@ -121,7 +126,7 @@ class FuzzedServer:
         self._deployments += 1
         self.clock.set_now(START_MICROS)
         self.deployment = self.run(stack.enter_async_context(self._deployed(repeats, directory)))
-        self._gate.service = self.deployment.service
+        self._gate.serve(self.deployment.service)
         return stack
 
     async def connect(self) -> Connection:
@@ -148,7 +153,13 @@ class FuzzedServer:
     @asynccontextmanager
     async def _open_served(self) -> AsyncIterator[Served]:
         async with self._deployed(Repeats.NOT_FOUND, None) as deployment:  # of the internal routes
-            self._gate.service = deployment.service
+            self._gate = _GateToTheCurrent(
+                deployment.service,
+                self._access,
+                Controls(Rules(), RateLimiter(BucketTable.private(), self.clock)),
+                clock=self.clock,
+                limits=self.limits,
+            )
             yield Served(deployment.service, self._gate)
 
     @asynccontextmanager

@@ -11,7 +11,13 @@ from typing import Self
 import orjson
 import uvicorn
 
+from tierstore.admission.authentication import Access
+from tierstore.admission.buckets import BucketTable
+from tierstore.admission.controls import Controls
 from tierstore.admission.gate import Gate
+from tierstore.admission.keys import KeyDirectory
+from tierstore.admission.rate_limits import RateLimiter
+from tierstore.admission.rules import Rules
 from tierstore.backends.high_volume.memory import MemoryHighVolume, MemoryRows
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.backends.long_term.memory import MemoryBlobs, MemoryLongTerm
@@ -19,9 +25,12 @@ from tierstore.build import Stores, build_service, build_tiering
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.clock import Clock, SystemClock
 from tierstore.http.app import HttpSettings, Served, create_app
-from tierstore.http.connection import BoundedConnection
+from tierstore.http.connection import bounded
+from tierstore.http.crowd import Crowd
 from tierstore.idsource import SystemIds
 from tierstore.limits import KIB, MIB, Limits
+from tierstore.process.tls import ServerTls
+from tierstore.process.worker import DrainingServer
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
 from tierstore.types.ids import Revision
@@ -95,7 +104,10 @@ class Running:
     """Those that the server holds."""
     stop: Callable[[], None]
     """Tell it to stop."""
+    controls: Controls
+    crowd: Crowd
     draining: bool = False
+    gate: Gate = field(init=False)
 
     @property
     def url(self) -> str:
@@ -129,6 +141,10 @@ async def running(
     clock: Clock | None = None,
     grace_seconds: int = 2,
     keep_alive_seconds: int = 5,
+    rules: Rules | None = None,
+    access: Access | None = None,
+    audit: bool = True,
+    tls: ServerTls | None = None,
 ) -> AsyncIterator[Running]:
     """Serve on a free port until the end of the block, from the running event loop."""
     script, failures = FaultScript(), list[str]()
@@ -138,6 +154,7 @@ async def running(
         failures.append(f"{name}: {error!r}")
 
     mutations, cleanup = TaskOwner(64, report), TaskOwner(64, report)
+    controls = Controls(rules or Rules(), RateLimiter(BucketTable.private(), clock))
     long_term = WatchedLongTerm(MemoryLongTerm(MemoryBlobs(), clock=clock, limits=limits), script)
 
     @asynccontextmanager
@@ -147,7 +164,10 @@ async def running(
         stores = Stores(high_volume, long_term, changelog)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
         service = build_service(tiering, stores, limits=limits, ids=ids, mutations=mutations)
-        yield Served(service, Gate(enforce=enforce))
+        up.gate = Gate(
+            service, access or Access(enforce=enforce, keys=KeyDirectory()), controls, clock=clock, limits=limits
+        )
+        yield Served(service, up.gate)
         await mutations.drain(5)
         await cleanup.drain(5)
         for backend in (high_volume, long_term, changelog):
@@ -158,6 +178,7 @@ async def running(
         listener.bind(("127.0.0.1", 0))
         listener.listen(256)
         connections: set[object] = set()
+        protocol = bounded(limits, clock)
         up = Running(
             listener.getsockname()[1],
             limits,
@@ -167,16 +188,23 @@ async def running(
             long_term,
             connections,
             lambda: setattr(server, "should_exit", True),
+            controls,
+            protocol.crowd,
         )
         settings = HttpSettings(
-            limits=limits, clock=clock, ids=ids, max_requests=max_requests, draining=lambda: up.draining
+            limits=limits, clock=clock, ids=ids, max_requests=max_requests, draining=lambda: up.draining, audit=audit
         )
         config = uvicorn.Config(
-            create_app(open_served, settings), http=type("Connection", (BoundedConnection,), {"limits": limits}),
+            create_app(open_served, settings), http=protocol,
             ws="none", lifespan="on", log_config=None, server_header=False, proxy_headers=False, access_log=False,
             timeout_graceful_shutdown=grace_seconds, timeout_keep_alive=keep_alive_seconds, reset_contextvars=True,
         )  # fmt: skip
         server = uvicorn.Server(config)
+        if tls is not None:
+            server = DrainingServer(
+                config, clock=clock, delay_seconds=0, started=lambda: None, parent=None, reload=lambda: None, tls=tls,
+                limits=limits,
+            )  # fmt: skip
         server.server_state.connections = connections  # type: ignore[assignment]  # because its type is many protocols
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -278,6 +306,17 @@ class Connection:
         headers: dict[str, str] = dict(pairs)
         assert len(headers) == len(pairs), f"a header is repeated: {pairs}"
         return int(status_line.split(" ")[1]), headers
+
+    async def rest(self) -> bytes:
+        """All that still comes, until the connection ends in one way or another."""
+        received = bytearray()
+        async with asyncio.timeout(CLIENT_SECONDS_MAX):
+            try:
+                while chunk := await self.reader.read(MIB):
+                    received += chunk
+            except ConnectionError:
+                pass
+        return bytes(received)
 
     async def closed_by_server(self) -> bool:
         """Whether the server closes the connection within a second, with nothing more to say."""

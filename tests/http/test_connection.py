@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.http.harness import CLIENT_SECONDS_MAX, LIMITS, ROOT, Connection, Response, eventually, head, running
+from tests.http.harness import LIMITS, ROOT, Connection, Response, eventually, head, running
 from tierstore.limits import KIB, MIB
 from tierstore.testing.faults import Pause
 
@@ -14,7 +14,6 @@ TIGHT = replace(LIMITS, request_head_seconds_max=0.15, target_bytes_max=400, hea
 IMPATIENT = replace(LIMITS, client_stall_seconds_max=0.2, inline_bytes_max=MIB, body_bytes_per_second_min=100 * KIB)
 HEAD = f"GET {ROOT}/absent HTTP/1.1\r\nhost: x\r\n".encode()
 UPGRADE = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
-SMUGGLED = head("PUT", f"{ROOT}/smuggled", (), b"z") + b"z"
 
 
 async def refusal(connection: Connection) -> Response:
@@ -25,18 +24,6 @@ async def refusal(connection: Connection) -> Response:
     assert refused.detail
     assert await connection.closed_by_server()
     return refused
-
-
-async def rest(connection: Connection) -> bytes:
-    """All that still comes, until the connection ends in one way or another."""
-    received = bytearray()
-    async with asyncio.timeout(CLIENT_SECONDS_MAX):
-        try:
-            while chunk := await connection.reader.read(MIB):
-                received += chunk
-        except ConnectionError:
-            pass
-    return bytes(received)
 
 
 @pytest.mark.parametrize("before", [b"", b"\r\n", b"GET /", HEAD])
@@ -99,7 +86,7 @@ async def test_an_answer_under_way_is_not_mixed_with_another(behind: bytes) -> N
             await connection.response_head()
             await connection.send(behind)
             await asyncio.sleep(0.3)
-            received = await rest(connection)
+            received = await connection.rest()
             assert len(received) < len(payload)
             assert set(received) == {ord("x")}
         server.script.at("high_volume.read", pause := Pause())
@@ -107,7 +94,7 @@ async def test_an_answer_under_way_is_not_mixed_with_another(behind: bytes) -> N
             await connection.send(head("GET", f"{ROOT}/large"))
             await pause.reached.wait()
             await connection.send(behind)
-            assert await rest(connection) == b""
+            assert await connection.rest() == b""
             pause.release.set()
 
 
@@ -179,7 +166,7 @@ async def test_pipelining_is_bounded() -> None:
         await pause.reached.wait()
         await connection.send(head("GET", f"{ROOT}/absent") * 1000)
         pause.release.set()
-        ids = re.findall(rb"x-request-id: (\w+)", received := await rest(connection))
+        ids = re.findall(rb"x-request-id: (\w+)", received := await connection.rest())
         assert ids == [b"0", b"1", b"2", b"3"]
         assert received.count(b"connection: close") == 1
         assert server.script.trace.count("high_volume.read") == 4
@@ -265,33 +252,6 @@ async def test_a_body_with_an_offered_upgrade_is_stored(size: int, framing: str,
         assert (stored.status, stored.headers["connection"]) == (200, "close")
         assert await connection.closed_by_server()
         assert (await server.request("GET", f"{ROOT}/up")).body == body
-
-
-@pytest.mark.parametrize("pause", [0, 0.05])
-@pytest.mark.parametrize(
-    "start",
-    [
-        f"GET {ROOT}/big HTTP/1.1\r\nhost: x\r\n{UPGRADE}content-length: {len(SMUGGLED)}\r\n\r\n",
-        f"GET {ROOT}/absent HTTP/1.1\r\nhost: x\r\n{UPGRADE}content-length: {len(SMUGGLED)}\r\n\r\n",
-        f"GET {ROOT}/big HTTP/1.1\r\nhost: x\r\n{UPGRADE}\r\n",
-        f"PUT {ROOT}/other HTTP/1.1\r\nhost: x\r\n{UPGRADE}content-length: 0\r\n\r\n",
-        f"GET /health HTTP/1.1\r\nhost: x\r\n{UPGRADE}content-length: {len(SMUGGLED)}\r\n\r\n",
-        f"CONNECT {ROOT}/absent HTTP/1.1\r\nhost: x\r\ncontent-length: {len(SMUGGLED)}\r\n\r\n",
-        "CONNECT elsewhere:80 HTTP/1.1\r\nhost: x\r\n\r\n",
-    ],
-)
-async def test_nothing_is_smuggled_behind_an_upgrade(start: str, pause: float) -> None:
-    """What follows an offered upgrade, or CONNECT, is never taken for a request, and the connection is closed."""
-    async with running() as server:
-        await server.request("PUT", f"{ROOT}/big", (), b"x" * 300_000)
-        async with server.connect() as connection:
-            await connection.send(start.encode())
-            await asyncio.sleep(pause)
-            await connection.send(SMUGGLED)
-            received = await rest(connection)
-            assert received.count(b"HTTP/1.1 ") == 1
-            assert (b"HTTP/1.1 501" in received) == start.startswith("CONNECT")
-        assert (await server.request("GET", f"{ROOT}/smuggled")).status == 404
 
 
 async def test_a_departure_ends_the_requests_that_wait() -> None:

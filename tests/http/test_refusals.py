@@ -85,7 +85,7 @@ async def test_other_methods(server: Running, method: str, target: str, allowed:
     "target",
     ["/", "/v1", "/v1/", "/v1/objects", "/v1/objects/", "/v1/objects/abc", "/v1/objectsx/abc/_/k",
      "/v2/objects/abc/_/k", "/v1/objects:batch", "/v1/objects:other/abc/_/", "/v1/objects:/abc/_/",
-     "//v1/objects/abc/_/k", "/keda", "/health/", "/v1/%6Fbjects/abc/_/k", "/../v1/objects/abc/_/k", "*"],
+     "//v1/objects/abc/_/k", "/keda/", "/health/", "/v1/%6Fbjects/abc/_/k", "/../v1/objects/abc/_/k", "*"],
 )  # fmt: skip
 async def test_unknown_addresses(server: Running, target: str) -> None:
     """404 in JSON; nothing is redirected or normalised."""
@@ -146,8 +146,22 @@ async def test_large_headers(server: Running) -> None:
         refused = await server.request("PUT", f"{ROOT}/large-headers", headers, b"payload")
         assert refused.status == 431
         assert refused.detail
-    fits = [("x-large", "x" * (LIMITS.header_bytes_max - 200))]
-    assert (await server.request("PUT", f"{ROOT}/large-headers", fits, b"payload")).status == 200
+    others = [("host", "localhost"), ("content-length", "7"), ("x-large", "")]
+    room = LIMITS.header_bytes_max - sum(len(name) + len(value) + len(": \r\n") for name, value in others)
+    for size, status in ((room, 200), (room + 1, 431)):
+        response = await server.request("PUT", f"{ROOT}/large-headers", [("x-large", "x" * size)], b"payload")
+        assert response.status == status
+
+
+async def test_many_headers(server: Running) -> None:
+    """As many headers as may be are read; one more is 431, whatever they are, and the connection goes on."""
+    async with server.connect() as connection:
+        for count, status in ((LIMITS.headers_max, 200), (LIMITS.headers_max + 1, 431)):
+            headers = [("x-same", "")] * (count - len(("host", "content-length")))
+            response = await connection.request("PUT", f"{ROOT}/many-headers", headers, b"payload")
+            assert response.status == status
+            assert ("at most 256 headers" in str(response.json.get("detail"))) == (status == 431)
+        assert (await connection.request("GET", f"{ROOT}/many-headers")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -297,43 +311,14 @@ async def test_an_upgrade_without_a_body_is_passed_over(server: Running) -> None
 
 
 @pytest.mark.parametrize(
-    "raw",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET " + ROOT.encode() + b"/\xff HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET " + ROOT.encode() + b"/a b HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET " + ROOT.encode() + b"/a HTTP/1.1\r\nhost: x\r\nbad name: 1\r\n\r\n",
-        b"PUT " + ROOT.encode() + b"/a HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-        b"PUT " + ROOT.encode() + b"/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
-        b"PUT " + ROOT.encode() + b"/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
-    ],
-)
-async def test_what_is_no_http(server: Running, raw: bytes) -> None:
-    """Bytes that are no request are 400, the connection ends, and nothing is stored."""
-    before = len(server.script.trace)
-    async with server.connect() as connection:
-        await connection.send(raw)
-        assert (await connection.response()).status == 400
-        assert await connection.closed_by_server()
-    await eventually("mutations end", lambda: len(server.mutations) == 0)
-    assert not [call for call in server.script.trace[before:] if "put" in call or "write" in call]
-
-
-@pytest.mark.parametrize(
     ("raw", "status"),
     [
-        (f"GET {ROOT}/k HTTP/1.1\r\n\r\n", 400),
-        (f"GET {ROOT}/k HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\n\r\n", 400),
         (f"GET {ROOT}/k HTTP/1.0\r\n\r\n", 404),
         (f"GET {ROOT}/k HTTP/1.1\r\nhost: x\r\nrange: bytes=0-1\r\nrange: bytes=2-3\r\n\r\n", 400),
         (f"GET {ROOT}/caf\u00e9 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
-        ("GET http://elsewhere HTTP/1.1\r\nhost: x\r\n\r\n", 400),
         (f"FROB {ROOT}/k HTTP/1.1\r\nhost: x\r\n\r\n", 501),
-        (f"PUT {ROOT}/k HTTP/1.0\r\n\r\nhi", 411),
         (f"PUT {ROOT}/k HTTP/1.0\r\ncontent-length: 2\r\n\r\nhi", 200),
-        (f"PUT {ROOT}/k HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n", 501),
-        (f"PUT {ROOT}/k HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 501),
     ],
 )
 async def test_what_is_ambiguous(server: Running, raw: str, status: int) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import pytest
 import structlog
 from structlog.typing import EventDict
 
 from tests.http.harness import LIMITS, ROOT, Running, eventually, head, running
+from tierstore import audit
 from tierstore.errors import Unavailable
 from tierstore.http import app, request_log, uploads
 from tierstore.testing.faults import FailBefore
@@ -23,8 +25,8 @@ Lines = list[EventDict]
 def lines() -> Iterator[Lines]:
     """What is logged during a test, whatever an earlier test has configured."""
     before = structlog.get_config()
-    for module in (app, request_log, uploads):
-        vars(module._log).pop("bind", None)  # a logger that was used under another configuration may have kept it
+    for logger in (app._log, request_log._log, uploads._log, audit.log):
+        vars(logger).pop("bind", None)  # a logger that was used under another configuration may have kept it
     structlog.reset_defaults()
     with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as captured:
         yield captured
@@ -74,7 +76,8 @@ async def test_a_line_for_each_request(server: Running, lines: Lines) -> None:
     headers = [("x-request-id", "r1"), ("x-snme-secret", "hidden-header")]
     await server.request("PUT", f"{ROOT}/logged/%C3%A9%2F?a=hidden-query", headers, payload)
     line = await last(lines)
-    duration = line.pop("duration_ms")
+    duration, port = line.pop("duration_ms"), line.pop("client_port")
+    assert 0 < port < 65536
     assert isinstance(duration, float)
     assert 0 < duration < 10_000
     assert line == {
@@ -90,11 +93,34 @@ async def test_a_line_for_each_request(server: Running, lines: Lines) -> None:
         "bytes_in": len(payload),
         "bytes_out": 0,
         "request_id": "r1",
+        "audit": "done",
+        "key": "logged/é/",
+        "client": "127.0.0.1",
     }
     await server.request("GET", f"{ROOT}/logged/%C3%A9%2F", [("range", "bytes=0-9")])
     line = await last(lines, 2)
     assert (line["status"], line["bytes_out"], line["bytes_in"]) == (206, 10, 0)
     assert "hidden" not in str(lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "logged"),
+    [
+        ("a%3Fos_auth%3Dx.y.z", "a%3Fos_auth%3D(left out)"),
+        ("a%3Fos_sig=abc&os_kid=k/b", "a%3Fos_sig=(left out)&os_kid=k/b"),
+        ("a#OS_SIG=abc", "a%23OS_SIG=(left out)"),
+        ("eyJhbGciOiJFZERTQSJ9.eyJleHAiOjF9.c2ln/x", "(left out)/x"),
+        ("eyJhbGciOiJFZERTQSJ9%2EeyJleHAiOjF9%2Ec2ln", "(left out)"),
+        ("eyJ.txt", "eyJ.txt"),
+        ("os_signature/os_auth", "os_signature/os_auth"),
+    ],
+)
+async def test_credentials_in_a_path_are_left_out(server: Running, lines: Lines, key: str, logged: str) -> None:
+    """What a client puts into a path by mistake, a token or a signature, is not logged; what merely looks so is."""
+    await server.request("DELETE", f"{ROOT}/{key}")
+    line = await last(lines)
+    assert line["path"] == f"{ROOT}/{logged}"
+    assert line["key"] == unquote(logged)
 
 
 async def test_failures_say_why(server: Running, lines: Lines) -> None:
@@ -120,7 +146,7 @@ async def test_internal_routes_are_logged_at_debug(server: Running, lines: Lines
 
 
 async def test_nothing_is_logged_below_the_level(server: Running, lines: Lines) -> None:
-    """At level warning, a request leaves no line."""
+    """At level warning, a request that changes nothing leaves no line."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     await server.request("GET", f"{ROOT}/quiet")
     await server.request("GET", "/health")

@@ -402,7 +402,7 @@ async def test_nothing_is_admitted_under_enforcement() -> None:
     """The gate stands before every address of uploads."""
     async with running(enforce=True) as server:
         for method, target in EACH:
-            assert (await server.request(method, target, (), b"")).status == 401
+            assert (await server.request(method, target, (), b"")).status == 400
 
 
 @pytest.mark.parametrize(("method", "target"), EACH)

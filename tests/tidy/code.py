@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tests.tidy.imports import in_places
 from tests.tidy.sources import PythonFile, Violation
@@ -69,6 +69,35 @@ def stray_clock(files: Sequence[PythonFile]) -> list[Violation]:
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "time"
     ]
+
+
+_LOGGERS = re.compile(r"(.+\.)?_?log(ger)?(_errors)?")
+_LOG_METHODS = frozenset({"debug", "info", "warning", "error", "critical", "exception", "log", "msg"})
+_NEVER_LOGGED = frozenset({"headers", "fields", "header", "query", "raw_query", "token"})
+"""Attributes that hold what a client has sent besides its path: tokens, signatures, metadata."""
+_LOG_OF_REQUESTS = "http/request_log.py"
+
+
+def logs_are_discreet(files: Sequence[PythonFile]) -> list[Violation]:
+    """What is logged is never taken from a request's headers or query; what makes the lines of requests has neither."""
+    return [
+        file.violation(node.lineno, f"{ast.unparse(node)} may hold a secret: it is not logged")
+        for file in files
+        for looked_at in ([file.tree] if file.inner_path == _LOG_OF_REQUESTS else _log_calls(file.tree))
+        for node in ast.walk(looked_at)
+        if isinstance(node, ast.Attribute) and node.attr in _NEVER_LOGGED
+    ]
+
+
+def _log_calls(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _LOG_METHODS
+            and _LOGGERS.fullmatch(ast.unparse(node.func.value))
+        ):
+            yield node
 
 
 def stray_ids(files: Sequence[PythonFile]) -> list[Violation]:

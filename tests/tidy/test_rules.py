@@ -152,6 +152,23 @@ def test_stray_ids_finds(text: str) -> None:
     assert found(code.stray_ids, TIERING, text)
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "lines"),
+    [
+        (TIERING, "_log.info('x', sent=exchange.headers)", [1]),
+        (TIERING, "log.warning(f'{facts.raw_query}')", [1]),
+        (TIERING, "\nself._log.error('x', sent=exchange.fields.get(b'cookie'))", [2]),
+        (TIERING, "audit.log.info('x', **made(exchange.query))", [1]),
+        (TIERING, "_log.info('x', path=exchange.raw_path)\nuse(exchange.headers)\ncatalog.info(x.headers)", []),
+        ("src/tierstore/http/request_log.py", "def fields(exchange):\n    return {'x': exchange.headers}", [2]),
+        ("src/tierstore/http/request_log.py", "def fields(exchange):\n    return {'x': exchange.raw_path}", []),
+    ],
+)
+def test_logs_are_discreet_finds(path: str, text: str, lines: list[int]) -> None:
+    """Headers and queries are found in log calls, and anywhere in what makes the lines of requests."""
+    assert found(code.logs_are_discreet, path, DOC + text) == [line + 1 for line in lines]
+
+
 def test_stray_ids_allows() -> None:
     """A UUID that is parsed is not drawn."""
     assert found(code.stray_ids, TIERING, "from uuid import UUID\nx = UUID(int=1)\nimport os\ny = os.getpid()") == []

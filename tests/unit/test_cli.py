@@ -74,7 +74,7 @@ def test_flags_set_what_their_help_says(tmp_path: Path) -> None:
         section, name = key.split(".")
         assert str(settings[section][name]) == value
         assert f"# flag {flag}" in shown.output
-    assert settings["auth"] == {"enforce": False}
+    assert settings["auth"]["enforce"] is False
     assert "enforce: false  # flag --no-auth" in shown.output
     assert f"# path: {tmp_path}/high-volume.sqlite3  # below data.path" in shown.output
 
@@ -87,6 +87,15 @@ def test_check_says_ok_or_what_is_wrong(tmp_path: Path) -> None:
     wrong = _run("config", "check", "--config", str(file), environment={"TIERSTORE__HTTP__WORKERS": "none"})
     assert isinstance(wrong.exception, ConfigError)
     assert str(wrong.exception).startswith("http.workers (environment TIERSTORE__HTTP__WORKERS): none is not a whole")
+
+
+def test_check_reads_the_files_of_keys(tmp_path: Path) -> None:
+    """What would keep a server from starting, or a reload from being taken, is found before it is tried."""
+    file = tmp_path / "tierstore.yaml"
+    file.write_text('auth: {keys: {kid: {max_permissions: [object.read], files: ["nowhere.pem"]}}}')
+    wrong = _run("config", "check", "--config", str(file))
+    assert isinstance(wrong.exception, ConfigError)
+    assert str(wrong.exception).startswith("auth.keys: kid: the file nowhere.pem cannot be read: No such file")
 
 
 def test_the_schema_is_printed() -> None:

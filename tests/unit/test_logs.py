@@ -82,6 +82,18 @@ def test_a_traceback_holds_no_values() -> None:
         assert [frame["name"] for frame in exception["frames"]] == ["<module>", "work"]
 
 
+def test_a_traceback_for_people_holds_no_values() -> None:
+    """As text, too, a traceback has the code and not what its variables held."""
+    text = _logged(
+        "def work(token):\n    raise ValueError('no')\n"
+        "try:\n    work('s3' + 'cret')\n"
+        "except ValueError:\n    log.exception('failed')\n    logging.getLogger('x').exception('failed')\n",
+        log_format="console",
+    )
+    assert text.count("ValueError: no") == 2
+    assert "s3cret" not in text
+
+
 @pytest.mark.parametrize(
     ("level", "events"),
     [("debug", ["d", "i", "w", "e", "lib d", "u i", "lib w"]), ("info", ["i", "w", "e", "lib w"]), ("error", ["e"])],

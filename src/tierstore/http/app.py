@@ -1,7 +1,7 @@
 """The ASGI application: bounds every request, serves it, answers for what goes wrong, and keeps a record.
 
 Guarantees: every request gets an answer in the one form (`tierstore.http.responses`) and one line in the log; at most
-``max_requests`` for objects are under way, more are refused at once. Internal routes and the lifespan are Starlette's;
+``max_requests`` for objects are at work, more are refused at once. Internal routes and the lifespan are Starlette's;
 object routes are matched here, on the path as it is on the wire, because Starlette matches a decoded path, in which
 ``%2F`` and invalid UTF-8 are lost.
 
@@ -20,20 +20,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tierstore import telemetry
-from tierstore.errors import ClientDisconnected, HeadersTooLarge, TargetTooLong, Unavailable
+from tierstore.errors import ClientDisconnected, HeadersTooLarge, InvariantBroken, TargetTooLong, Unavailable
 from tierstore.http.exchange import Exchange
 from tierstore.http.internal import InternalRoutes
+from tierstore.http.places import RequestPlaces
 from tierstore.http.request_log import record
 from tierstore.http.responses import STATUS_DISCONNECTED, error_response, json_response, status_of
 from tierstore.http.routes import ObjectRoutes
 from tierstore.http.settings import HttpSettings, Served
+from tierstore.service.departures import tell_of_mutation
 from tierstore.tasks import TaskOwner
 
 __all__ = ["HttpSettings", "Served", "create_app"]
 
 _log = structlog.get_logger(__name__)
 
-_INTERNAL_PATHS = frozenset({b"/health", b"/ready", b"/metrics"})
+_INTERNAL_PATHS = frozenset({b"/health", b"/ready", b"/metrics", b"/keda"})
 _OBJECTS = b"/v1/objects"
 _WATCHERS_OF_A_REQUEST_MAX = 2
 _HEADER_OVERHEAD_BYTES = 4
@@ -50,7 +52,7 @@ class _Application:
         self._open_served = open_served
         self._settings = settings
         self._served: Served | None = None
-        self._in_flight = 0
+        self._places = RequestPlaces(settings.max_requests)
         self._watchers = TaskOwner(_WATCHERS_OF_A_REQUEST_MAX * settings.max_requests, _report_watcher)
         self._objects = ObjectRoutes(settings.limits, self._watchers)
         self._starlette = Starlette(
@@ -62,6 +64,9 @@ class _Application:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        telemetry.requests_max.set(self._settings.max_requests)
+        telemetry.operations_max.set(self._settings.limits.operations_max)
+        telemetry.operations_queue_max.set(self._settings.limits.operations_queue_max)
         async with self._open_served() as served:
             self._served = served
             try:
@@ -86,7 +91,7 @@ class _Application:
             # Nobody but the server cancels, when its time to stop is up. It does not wait: nothing is to be raised.
             await _answer(Unavailable("the server is stopping, and this request took too long"), exchange)
         finally:
-            record(exchange, clock.monotonic() - exchange.started)
+            record(exchange, clock.monotonic() - exchange.started, audited=self._settings.audit)
         await exchange.finish()
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
@@ -105,21 +110,21 @@ class _Application:
         served = self._served
         if served is None:
             raise Unavailable("the server is starting or stopping")
-        if self._in_flight >= self._settings.max_requests:
-            raise Unavailable("the server has as many requests under way as it takes; try again")
-        self._in_flight += 1
-        telemetry.requests_in_flight.inc()
+        exchange.place = self._places.take()
+        if self._settings.audit:
+            tell_of_mutation(exchange.note_mutation)
         try:
             return await self._objects.serve(exchange, served)
         finally:
-            self._in_flight -= 1
-            telemetry.requests_in_flight.dec()
+            exchange.place.end()
 
 
 def _check_bounds(exchange: Exchange) -> None:
     limits = exchange.limits
     if len(exchange.raw_path) + len(exchange.query) > limits.target_bytes_max:
         raise TargetTooLong(f"a request target has at most {limits.target_bytes_max} bytes")
+    if len(exchange.headers) > limits.headers_max:
+        raise HeadersTooLarge(f"a request has at most {limits.headers_max} headers")
     size = 0
     for name, value in exchange.headers:
         size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
@@ -148,7 +153,11 @@ async def _answer(error: Exception, exchange: Exchange) -> None:
         exchange.cut_off()
         return
     try:
-        await exchange.respond(*error_response(error, exchange.request_id))
+        try:
+            await exchange.respond(*error_response(error, exchange.request_id))
+        except InvariantBroken as broken:  # a header of it cannot be sent
+            _log.error("answer not sent", exc_info=broken)
+            await exchange.respond(*error_response(broken, exchange.request_id))
     except ClientDisconnected:
         exchange.status = STATUS_DISCONNECTED
 

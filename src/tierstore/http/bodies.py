@@ -7,7 +7,7 @@ told to go on, before the first chunk is asked for.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import Receive
 
@@ -17,6 +17,8 @@ from tierstore.limits import Limits
 from tierstore.types.streams import Body
 
 _LENGTH_DIGITS_MAX = 19
+_CHUNKS_KEPT = 3
+"""Of a body that is streamed into a store: two batches, and the chunk that is being added to one."""
 
 
 def announces_body(fields: Mapping[bytes, bytes]) -> bool:
@@ -44,8 +46,9 @@ def announced_size(fields: Mapping[bytes, bytes]) -> int | None:
 class RequestBody(Body):
     """The body of one request, of ``size`` announced bytes, or of unknown length (None).
 
-    It is ``what`` (for people), of at most ``bytes_max`` bytes, or of what an object may have. Building it reads
-    nothing. Raises `ObjectTooLarge` at once when the announced length is beyond that.
+    It is ``what`` (for people), of at most ``bytes_max`` bytes, or of what an object may have. ``keep`` is told how
+    much of it its reader may have in memory. Building it reads nothing. Raises `ObjectTooLarge` at once when the
+    announced length is beyond that.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RequestBody(Body):
         *,
         what: str = "an object",
         bytes_max: int | None = None,
+        keep: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._what = what
         self._bytes_max = limits.object_bytes_max if bytes_max is None else bytes_max
@@ -65,6 +69,10 @@ class RequestBody(Body):
         self._receive = receive
         self._limits = limits
         self._clock = clock
+        self._keep = keep
+        self._kept_max = max(limits.inline_bytes_max, _CHUNKS_KEPT * limits.stream_chunk_bytes)
+        if self._bytes_max <= limits.complete_body_bytes_max:  # a document, which is kept whole
+            self._kept_max = self._bytes_max
         self.size = size
         self.received = 0
         """Bytes read so far."""
@@ -98,6 +106,7 @@ class RequestBody(Body):
         self.received += len(chunk)
         if self.received > self._bytes_max:
             raise self._too_large()
+        self._keep(min(self.received, self._kept_max))
         self._check_rate()
         if not message.get("more_body", False):
             if self.size is not None and self.received != self.size:

@@ -5,6 +5,10 @@ Guarantees:
 - Bounded memory: of a head, of trailers, of requests that wait for the answer to an earlier one.
 - Bounded time: for a head, for trailers, and for a client to take what was written. A connection on which nothing is
   under way has a timer, and one that was closed but not flushed is aborted.
+- A bounded number of them, and of bytes that they hold together: a connection whose client is waited for gives way when
+  others need the room (`tierstore.http.crowd`).
+- A request that two readers could take for two different ones is refused, whatever it asks for, and nothing that comes
+  behind it on its connection is read.
 - What is no request is answered by the application like one that is, or, while another response is owed, by an abort:
   a response never has bytes of another in it.
 - Trailers are dropped (RFC 9110, section 6.5.1, allows it). An offered upgrade is passed over (section 7.8), body and
@@ -25,7 +29,9 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from tierstore.clock import Clock
 from tierstore.errors import HeadersTooLarge, InvalidRequest, NotOffered, RequestTimeout
+from tierstore.http.crowd import Crowd, Member
 from tierstore.limits import Limits
 
 EXTENSION: Final = "tierstore.connection"
@@ -33,6 +39,16 @@ EXTENSION: Final = "tierstore.connection"
 REFUSAL: Final = "tierstore.refusal"
 """The ASGI extension with the error to answer, where the parser found no request."""
 
+_STREAMED_CHUNKS: Final = 2
+"""Of an answer that is being streamed: the one that waits to be sent, and the one that is read ahead."""
+_NO_ROOM: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 68\r\n"
+    b"x-content-type-options: nosniff\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    b'{"detail":"the server has as many connections as it can; try again"}'
+)
+"""Without a request's id: there is no request, nor time for one."""
+_VERSIONS = frozenset({"1.1", "1.0"})
+"""The parser would let in 0.9, of which a line is a whole request, and 2.0."""
 _METHOD = re.compile(rb"[A-Z]+ ")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -53,10 +69,11 @@ class _PipelineFlow(FlowControl):
             super().resume_reading()
 
 
-class BoundedConnection(HttpToolsProtocol):
-    """An HTTP/1.1 connection within ``limits``."""
+class BoundedConnection(HttpToolsProtocol, Member):
+    """An HTTP/1.1 connection within ``limits``, one of ``crowd``; `bounded` gives both."""
 
-    limits: ClassVar[Limits] = Limits()
+    limits: ClassVar[Limits]
+    crowd: ClassVar[Crowd]
 
     def __init__(
         self,
@@ -77,22 +94,40 @@ class BoundedConnection(HttpToolsProtocol):
         self._at_end = False  # what still comes is thrown away
         self._thrown_away = 0
         self._framing = b""
+        self._coding: bytes | None = None
         self._bytes_between = 0  # read since a head began or ended, or a byte of a body came
         self._bytes_between_max = 2 * (self.limits.target_bytes_max + self.limits.header_bytes_max)
         """Beyond both, so that the application answers first."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
         self._output_left = 0
+        self._idle_since: float | None = None
+        """Since when no request is under way."""
+        self._output_full_since: float | None = None
+        self._body_began = 0.0
+        self._body_bytes = 0  # received of the body that is read, or was last
+        self._body_waited_since: float | None = None
+        self._body_kept = 0  # of it, by the request
+        self._output_kept = 0
 
     # The transport's callbacks
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # because uvicorn's is so
         super().connection_made(transport)
+        transport.set_write_buffer_limits(HIGH_WATER_LIMIT)  # over TLS it would be eight times as much
         self.flow = _PipelineFlow(transport, self.pipeline)
+        self._idle_since = self.crowd.clock.monotonic()
+        if not self.crowd.join(self):
+            self._at_end = True
+            transport.write(_NO_ROOM)
+            self.close()
+            self._bound_goodbye()
+            return
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self.crowd.leave(self)
         self._stop_head_timer()
         self._stop_output_timer()
         super().connection_lost(exc)
@@ -127,11 +162,16 @@ class BoundedConnection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        if self._output_full_since is None:
+            self._output_full_since = self.crowd.clock.monotonic()
         self._watch_output()
+        self._keep_output(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         if not self.transport.is_closing():
             self._stop_output_timer()
+            self._output_full_since = None
+            self._keep_output(0)
         super().resume_writing()
 
     # The parser's callbacks
@@ -142,6 +182,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]  # because the type knows two alone
         self._in_head = True
         self._bytes_between = 0
+        self._coding = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:  # a trailer
@@ -151,11 +192,18 @@ class BoundedConnection(HttpToolsProtocol):
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
+        elif name == b"transfer-encoding":
+            self._coding = value if self._coding is None else self._coding + b", " + value
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= self.limits.pipelined_requests_max:
             raise _PipelineFull
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise InvalidRequest("the versions of HTTP that are spoken here are 1.1 and 1.0")
+        if self._coding is not None:
+            self._check_coding(self._coding, version)
         upgrade = self.parser.should_upgrade()
         if upgrade:
             if self.parser.get_method() == b"CONNECT":
@@ -171,10 +219,23 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         self._in_head, self._in_body = False, True
         self._bytes_between = 0
+        self._idle_since = None
+        self._body_bytes = 0
         self._stop_head_timer()
+
+    def _check_coding(self, coding: bytes, version: str) -> None:
+        """Raise for a body whose end another reader might see elsewhere (RFC 9112, section 6.1), whatever the method.
+
+        The parser takes some of these for chunked, and finds fault with others only when the request has begun.
+        """
+        if version == "1.0":
+            raise InvalidRequest("HTTP/1.0 has no transfer codings")
+        if coding.strip(b" \t").lower() != b"chunked":
+            raise NotOffered("the only transfer coding is chunked")
 
     def on_body(self, body: bytes) -> None:
         self._bytes_between = 0
+        self._body_bytes += len(body)
         cycle = self.cycle
         if self._at_end or cycle.response_complete:
             return
@@ -189,6 +250,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_body = False
         self._stop_head_timer()
         cycle = self.cycle
+        if cycle.keep_alive and not self.parser.should_keep_alive():  # a trailer says so, and the parser has ended
+            cycle.keep_alive = False
+            if cycle.response_complete:
+                self.close()
         if not cycle.keep_alive:
             self._at_end = True
         if not cycle.response_complete:
@@ -199,6 +264,10 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._body_kept:
+            self.keep_body(0)
+        if self._answering is not None and self._answering.response_complete:  # else that of the next one has begun
+            self._idle_since = self.crowd.clock.monotonic()
         if self.transport.is_closing():
             self._watch_output()
         elif not self.pipeline:
@@ -206,15 +275,75 @@ class BoundedConnection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.close()
+        if not self.transport.get_write_buffer_size():
+            self._bound_goodbye()
 
     def shutdown(self) -> None:
+        was_closing = self.transport.is_closing()
         super().shutdown()
         if self.transport.is_closing():
             self._watch_output()
+            if not was_closing and not self.transport.get_write_buffer_size():
+                self._bound_goodbye()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        self._body_began = self.crowd.clock.monotonic()
         super()._start_asgi_task(cycle, app)
+
+    # One of many
+
+    @property
+    def body_has_come(self) -> bool:
+        """Whether there is something to receive at once for the request that is being answered."""
+        return self._answering is None or self._answering.message_event.is_set()
+
+    @property
+    def output_is_full(self) -> bool:
+        """Whether sending waits for the client to take what was sent."""
+        return self._output_full_since is not None
+
+    def wait_for_body(self) -> None:
+        """The request that is being answered waits for its client to send, until `go_on`."""
+        self._body_waited_since = self.crowd.clock.monotonic()
+
+    def go_on(self) -> None:
+        """It does not wait any more."""
+        self._body_waited_since = None
+
+    def keep_body(self, size: int) -> None:
+        """The request that is being answered keeps so many bytes of its body in memory."""
+        self._body_kept = size
+        self.crowd.hold(self, size + self._output_kept)
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` if no other body can be taken in."""
+        self.crowd.check_room()
+
+    def waited_since(self, now: float) -> float | None:
+        if self._output_full_since is not None or self._idle_since is not None:
+            return self._output_full_since if self._output_full_since is not None else self._idle_since
+        since = self._body_waited_since
+        if since is not None and self._body_bytes < self.limits.body_bytes_per_second_min * (now - self._body_began):
+            return self._body_began  # a byte now and then is no progress
+        return since
+
+    def give_way(self) -> None:
+        idle = self._idle_since is not None and not self._in_head
+        # Over TLS an orderly end would wait for the client once more.
+        if self._output_full_since is not None or self._at_end or (idle and self.scheme == "https"):
+            self.transport.abort()
+        elif idle:
+            self.close()
+        else:
+            self._fail(RequestTimeout("the server has waited for the rest of this request, and needs the room"))
+        self._bound_goodbye()
+
+    def _keep_output(self, size: int) -> None:
+        if size and self._answering is not None and not self._answering.response_complete:
+            size += _STREAMED_CHUNKS * self.limits.stream_chunk_bytes
+        self._output_kept = size
+        self.crowd.hold(self, self._body_kept + size)
 
     # Ends
 
@@ -222,6 +351,15 @@ class BoundedConnection(HttpToolsProtocol):
         """Close it, once the client has taken what was written; abort it if the client does not."""
         self.transport.close()
         self._watch_output()
+
+    def _bound_goodbye(self) -> None:
+        """Of a connection that is closed and has nothing left to say: over TLS the client has to agree, and may not."""
+        if self.scheme == "https" and not self.lost:
+            self.loop.call_later(self.limits.linger_seconds_max, self._let_go)
+
+    def _let_go(self) -> None:
+        if not self.lost:
+            self.transport.abort()
 
     def cut_off(self) -> None:
         """End the response that is being sent, short of what it announced."""
@@ -331,6 +469,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._output_timer is not None:
             self._output_timer.cancel()
             self._output_timer = None
+
+
+def bounded(limits: Limits, clock: Clock) -> type[BoundedConnection]:
+    """The protocol for a server: each of its connections is within ``limits``, and so are all of them together."""
+    return type("BoundedConnection", (BoundedConnection,), {"limits": limits, "crowd": Crowd(limits, clock)})
 
 
 def _translated(error: httptools.HttpParserError, cause: BaseException | None, received: bytes) -> Exception:

@@ -3,29 +3,46 @@
 Guarantees: every response carries the request's id; a connection on which much of a request body is left unread is
 closed, and in a way that lets the client see the response first (RFC 9112, section 9.6); ``status`` and ``bytes_out``
 tell what was sent; sending ends, with `ClientDisconnected`, when the client has gone or takes too little (the bounds
-are `tierstore.http.connection`'s). Does not: know what is served, or work on another server's connections.
+are `tierstore.http.connection`'s); no header holds a byte that could end its line, whoever has stored it; while the
+client is waited for, the request gives its place to others (`tierstore.http.places`). Does not: know what is served, or
+work on another server's connections.
 """
 
 import asyncio
 import re
+from typing import Any
 from uuid import UUID
 
 from starlette.types import Message, Receive, Scope, Send
 
 from tierstore.clock import Clock
-from tierstore.errors import ClientDisconnected, InvalidRequest, LengthRequired
+from tierstore.errors import ClientDisconnected, InvalidRequest, LengthRequired, Refusal, UnreadableCredentials
 from tierstore.http.bodies import RequestBody, announced_size, announces_body
+from tierstore.http.browsers import NOSNIFF
 from tierstore.http.connection import EXTENSION, REFUSAL, BoundedConnection
 from tierstore.http.parsing import Address
+from tierstore.http.places import Place
 from tierstore.http.responses import Headers
 from tierstore.idsource import IdSource
+from tierstore.invariants import invariant
 from tierstore.limits import Limits
 from tierstore.types.objects import Tier
 
-_SINGLE = (b"host", b"range", b"content-range", b"content-length", b"expect")
+_SINGLE = (
+    b"host",
+    b"range",
+    b"content-range",
+    b"content-length",
+    b"expect",
+    b"authorization",
+    b"x-os-auth",
+    b"x-downstream-service",
+)
 """Header fields that have one value, and mean something else to each reader when they are repeated."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 
+_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What can stand in no header (RFC 9110, section 5.5): with CR or LF, what follows would be a header of its own."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -45,14 +62,20 @@ class Exchange:
         "address",
         "body",
         "bytes_out",
+        "client",
         "error",
         "fields",
         "headers",
         "internal",
+        "key",
+        "kid",
         "limits",
         "method",
+        "mutation",
         "operation",
         "outcome",
+        "passed_over",
+        "place",
         "query",
         "raw_path",
         "refusal",
@@ -78,6 +101,8 @@ class Exchange:
         self.limits = limits
         self._clock = clock
         self.started = clock.monotonic()
+        self.client: tuple[str, int] | None = scope["client"]
+        """Host and port of the peer, which may be a proxy."""
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         """The path as on the wire, percent-encoded."""
@@ -96,7 +121,17 @@ class Exchange:
         self.operation = "unknown"
         self.internal = False
         """Whether it went to an internal route."""
+        self.place: Place | None = None
+        """Its place among the requests at work, if those of its kind are bounded."""
         self.address: Address | None = None
+        self.key: str | None = None
+        """The object's key, once it is known: that which the request names, or one that was made here."""
+        self.kid: str | None = None
+        """The id of the key that speaks for the caller, once it has been admitted."""
+        self.passed_over: Refusal | UnreadableCredentials | None = None
+        """Why it would have been refused if refusals were enforced."""
+        self.mutation: asyncio.Task[Any] | None = None
+        """What it has begun to do to the stores, which may outlive it."""
         self.tier: Tier | None = None
         self.upload: UUID | None = None
         """The revision's UUID of the upload that it is about, once that is known."""
@@ -135,21 +170,39 @@ class Exchange:
         """
         if self._http_version == "1.0" and not any(name in self.fields for name in _FRAMING):
             raise LengthRequired("an HTTP/1.0 request with a body has a content-length")
+        size = announced_size(self.fields)
+        if size != 0:
+            self._connection.check_room()
         self.body = RequestBody(
             self._receive_body,
-            announced_size(self.fields),
+            size,
             self.limits,
             self._clock,
             what=what,
             bytes_max=bytes_max,
+            keep=self._connection.keep_body,
         )
         return self.body
 
     async def _receive_body(self) -> Message:
-        message = await self._receive()
+        connection = self._connection
+        if self.place is None or connection.body_has_come:
+            message = await self._receive()
+        else:
+            self.place.leave()
+            connection.wait_for_body()
+            try:
+                message = await self._receive()
+            finally:
+                connection.go_on()
+                self.place.resume()
         if self._connection.body_error is not None:
             raise self._connection.body_error
         return message
+
+    def note_mutation(self, task: asyncio.Task[Any]) -> None:
+        """Keep what it has begun to do to the stores."""
+        self.mutation = task
 
     async def respond(self, status: int, headers: Headers, payload: bytes = b"") -> None:
         """Send a whole response. ``headers`` is added to. Raises `ClientDisconnected`."""
@@ -164,10 +217,13 @@ class Exchange:
 
         ``headers`` is added to. Raises `ClientDisconnected`.
         """
-        headers.append((b"x-request-id", self.request_id.encode()))
+        headers += (NOSNIFF, (b"x-request-id", self.request_id.encode()))
+        # Before anything of it is sent, so that another answer can be given.
+        joined = b"".join([part for header in headers for part in header])
+        invariant(_UNSAFE.search(joined) is None, "a header is one line")
         self.responding = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send_on({"type": "http.response.start", "status": status, "headers": headers})
         if self._connection.lost:
             raise ClientDisconnected("the caller went away before the response")
 
@@ -178,9 +234,20 @@ class Exchange:
 
     async def send(self, chunk: bytes, *, last: bool) -> None:
         """Send a chunk of a response that is no object's payload. Raises `ClientDisconnected`."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
+        await self._send_on({"type": "http.response.body", "body": chunk, "more_body": not last})
         if self._connection.lost:
             raise ClientDisconnected("the caller went away, or stopped reading, before the response had ended")
+
+    async def _send_on(self, message: Message) -> None:
+        """Send, with the place left to others while the client is waited for to take what was sent before."""
+        if self.place is None or not self._connection.output_is_full:
+            await self._send(message)
+            return
+        self.place.leave()
+        try:
+            await self._send(message)
+        finally:
+            self.place.resume()
 
     def cut_off(self) -> None:
         """End a response that has begun and cannot be whole: its connection is closed."""
@@ -212,7 +279,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.responding = True
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            headers = [*message.get("headers", ()), NOSNIFF, (b"x-request-id", self.request_id.encode())]
             if self._body_left():
                 headers.append((b"connection", b"close"))
             message["headers"] = headers

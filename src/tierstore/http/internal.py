@@ -1,4 +1,4 @@
-"""The internal routes: is the process alive, should it get requests, and its metrics.
+"""The internal routes: is the process alive, should it get requests, its metrics, and how busy the server is.
 
 Guarantees: they are neither gated nor bounded, and answer within seconds whatever the stores do; a scrape never fails
 because a store does.
@@ -7,7 +7,7 @@ because a store does.
 import asyncio
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import structlog
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, REGISTRY, CollectorRegistry, generate_latest
@@ -33,7 +33,10 @@ _ANSWER_SECONDS_MAX = 5.0
 
 
 class InternalRoutes:
-    """``/health``, ``/ready``, ``/metrics``. ``served`` gives what is served, or None while the stores are closed."""
+    """``/health``, ``/ready``, ``/metrics``, ``/keda``.
+
+    ``served`` gives what is served, or None while the stores are closed.
+    """
 
     def __init__(self, settings: HttpSettings, served: Callable[[], Served | None]) -> None:
         self._settings = settings
@@ -46,6 +49,7 @@ class InternalRoutes:
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/keda", self.keda, methods=["GET"]),
         ]
 
     async def health(self, _request: Request) -> Response:
@@ -75,6 +79,20 @@ class InternalRoutes:
         kept = await run_in_threadpool(_kept_metrics)
         return Response(kept + generate_latest(at_scrape), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    async def keda(self, _request: Request) -> Response:
+        """How busy the server is, all of its workers together: few gauges, in the Prometheus text format, for scaling.
+
+        Each is between 0 and 1, at which requests wait or are refused; a debt of bandwidth is more than 1.
+        """
+        served = self._served()
+        load = await run_in_threadpool(_load)
+        if served is not None:
+            load["throughput"] = served.gate.controls.requests_used()
+            load["bandwidth"] = served.gate.controls.bytes_used()
+        at_scrape = CollectorRegistry(auto_describe=False)
+        at_scrape.register(_Load(load))
+        return Response(generate_latest(at_scrape), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
     async def _backlog(self) -> Backlog | None:
         served = self._served()
         if served is None:
@@ -93,12 +111,42 @@ def _not_ready(why: str) -> Response:
 
 def _kept_metrics() -> bytes:
     """What the process, or with ``PROMETHEUS_MULTIPROC_DIR`` all of them together, have counted. Reads files."""
+    return generate_latest(_kept())
+
+
+def _kept() -> CollectorRegistry:
     together = CollectorRegistry(auto_describe=False)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         together.register(_OfThisProcess())
-        return generate_latest(together)
-    MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # because the library leaves it untyped
-    return generate_latest(together)
+    else:
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # because the library leaves it untyped
+    return together
+
+
+_LOAD = {
+    "requests": ("tierstore_requests_in_flight", "tierstore_requests_max"),
+    "operations": ("tierstore_operations_in_flight", "tierstore_operations_max"),
+    "queue": ("tierstore_operations_waiting", "tierstore_operations_queue_max"),
+}
+"""What is used, and of how much, by what it is called in `_Load`."""
+
+
+def _load() -> dict[str, float]:
+    """How much of what there is is used, by what it is. Reads files."""
+    values = {sample.name: sample.value for family in _kept().collect() for sample in family.samples}
+    return {what: values.get(used, 0.0) / (values.get(most) or 1.0) for what, (used, most) in _LOAD.items()}
+
+
+class _Load(Collector):
+    """How busy the server is."""
+
+    def __init__(self, load: Mapping[str, float]) -> None:
+        self._load = load
+
+    def collect(self) -> Iterable[Metric]:
+        for what, used in self._load.items():
+            yield GaugeMetricFamily(f"tierstore_load_{what}", f"Share of its {what} that the server uses.", value=used)
+        yield GaugeMetricFamily("tierstore_load", "The largest of these shares.", value=max(self._load.values()))
 
 
 class _OfThisProcess(Collector):

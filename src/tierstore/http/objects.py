@@ -2,71 +2,67 @@
 
 Guarantees: a response that has begun is whole or visibly cut off: as many bytes follow as its ``content-length`` says,
 or the connection is closed early; a payload of one chunk is read and verified before its head is sent, so that a small
-damaged blob is a clean 500. A client that goes away during a download ends it. Handlers get an admitted service.
+damaged blob is a clean 500; no browser runs what is stored (`tierstore.http.browsers`). A client that goes away during
+a download ends it. Handlers get an admitted service.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
+from tierstore.admission.admitted import AdmittedService
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.errors import ClientDisconnected, InvalidRequest
+from tierstore.http.browsers import headers_for_browsers
 from tierstore.http.exchange import Exchange
 from tierstore.http.parsing import object_path
 from tierstore.http.responses import Headers, json_response
 from tierstore.invariants import invariant
-from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.objects import OpenObject
 from tierstore.types.ids import ObjectId
 from tierstore.types.metadata import ObjectInfo
-from tierstore.types.metadata_headers import content_disposition, headers_from_info, metadata_from_headers
+from tierstore.types.metadata_headers import headers_from_info, metadata_from_headers
 from tierstore.types.ranges import parse_range
 
-Handler = Callable[[Exchange, ObjectService, ObjectId], Awaitable[None]]
+Handler = Callable[[Exchange, AdmittedService, ObjectId], Awaitable[None]]
 
 
 class ObjectHandlers:
-    """What each method does to one object. ``watchers`` owns the tasks that watch for clients that go away."""
+    """What is done with one object. ``watchers`` owns the tasks that watch for clients that go away."""
 
     def __init__(self, watchers: TaskOwner) -> None:
         self._watchers = watchers
-        self.by_method: Mapping[str, Handler] = {
-            "GET": self.get,
-            "HEAD": self.head,
-            "PUT": self.put,
-            "DELETE": self.delete,
-        }
 
-    async def post(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def post(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Insert an object whose key was made here: 201, with the key and its address."""
         await self._insert(exchange, service, object_id)
         headers, payload = json_response({"key": object_id.key})
         headers.append((b"location", object_path(object_id)))
         await exchange.respond(201, headers, payload)
 
-    async def put(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def put(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Insert or replace an object: 200, once it is durable."""
         await self._insert(exchange, service, object_id)
         await exchange.respond(200, *json_response({"key": object_id.key}))
 
-    async def _insert(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def _insert(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         if b"content-range" in exchange.fields:  # RFC 9110, section 14.5
             raise InvalidRequest("an object is written as a whole, and never a range of it")
         metadata = metadata_from_headers(exchange.headers, exchange.limits)
         exchange.tier = await service.put(object_id, metadata, exchange.open_body())
 
-    async def head(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def head(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Metadata headers only: 204. ``Range`` means nothing here (RFC 9110, section 14.2)."""
         found = await service.head(object_id)
         exchange.tier = found.tier
         await exchange.respond(204, _object_headers(found.info))
 
-    async def delete(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def delete(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """204, also where there was nothing."""
         await service.delete(object_id)
         await exchange.respond(204, [])
 
-    async def get(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def get(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """The payload, or one range of it.
 
         ``If-Range`` never matches, for objects have no validators: with it, the whole object is the answer (RFC 9110,
@@ -134,7 +130,5 @@ def _head_of(opened: OpenObject) -> tuple[int, int, Headers]:
 def _object_headers(info: ObjectInfo) -> Headers:
     headers = headers_from_info(info)
     headers.append((b"accept-ranges", b"bytes"))
-    headers.append((b"x-content-type-options", b"nosniff"))
-    if info.metadata.filename is not None:
-        headers.append((b"content-disposition", content_disposition(info.metadata.filename)))
+    headers += headers_for_browsers(info.metadata)
     return headers

@@ -14,6 +14,8 @@ STATUS_DISCONNECTED = 499
 
 STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.InvalidRequest: 400,
+    errors.PolicyViolation: 400,
+    errors.UnreadableCredentials: 400,
     errors.IncompleteBody: 400,
     errors.ChecksumMismatch: 400,
     errors.InvalidPart: 400,
@@ -34,6 +36,7 @@ STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.RangeNotSatisfiable: 416,
     errors.InvalidDocument: 422,
     errors.Busy: 429,
+    errors.RateLimited: 429,
     errors.HeadersTooLarge: 431,
     errors.ClientDisconnected: STATUS_DISCONNECTED,
     errors.CorruptObject: 500,
@@ -45,6 +48,7 @@ STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.NotOffered: 501,
     errors.OutcomeUnknown: 503,
     errors.GivenUp: 503,
+    errors.Overloaded: 503,
     errors.Unavailable: 503,
     errors.StorageFull: 507,
 }
@@ -106,6 +110,8 @@ def _headers_of(error: BaseException, status: int) -> Headers:
             return [(b"content-range", b"bytes */%d" % size), (b"accept-ranges", b"bytes")]
         case errors.Unauthenticated():
             return [(b"www-authenticate", b"Bearer")]
+        case errors.RateLimited(retry_after_seconds=until_room):
+            return [(b"retry-after", b"%d" % until_room)]
         case _ if seconds := _RETRY_AFTER_SECONDS.get(status):
             return [(b"retry-after", b"%d" % seconds)]
         case _:

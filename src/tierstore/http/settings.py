@@ -30,3 +30,5 @@ class HttpSettings:
     """Requests for objects under way at once, in this process; more are refused."""
     draining: Callable[[], bool]
     """Whether the process has been asked to stop: `/ready` says so, so that no new clients come."""
+    audit: bool = True
+    """Whether mutations and refusals are logged whatever the level of the log is, with who asked for them."""

@@ -25,12 +25,12 @@ import orjson
 import structlog
 
 from tierstore import errors
+from tierstore.admission.admitted import AdmittedService
 from tierstore.errors import ClientDisconnected, ClientMistake, InvalidDocument, InvalidRequest, Unavailable
 from tierstore.http.exchange import Exchange
 from tierstore.http.parsing import parse_single
 from tierstore.http.responses import fault_detail, json_response
 from tierstore.limits import Limits
-from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.types.ids import ObjectId
 from tierstore.types.metadata_headers import metadata_from_headers
@@ -86,7 +86,7 @@ class UploadHandlers:
     def __init__(self, watchers: TaskOwner) -> None:
         self._watchers = watchers
 
-    async def initiate(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def initiate(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Begin an upload: 200, with the key and the upload's id. A body means nothing here and is not read."""
         _refuse_range(exchange)
         metadata = metadata_from_headers(exchange.headers, exchange.limits)
@@ -94,7 +94,7 @@ class UploadHandlers:
         exchange.upload = upload.revision.uuid
         await exchange.respond(200, *json_response({"key": object_id.key, "upload_id": upload.encode()}))
 
-    async def upload_part(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def upload_part(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Store the body as one part: 200, with its ETag, once it is durable."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID, _PART_NUMBER))
@@ -109,7 +109,7 @@ class UploadHandlers:
         part = await service.upload_part(upload, number, exchange.open_body("a part", limits.part_bytes_max), md5)
         await exchange.respond(200, *json_response({"etag": part.etag}))
 
-    async def list_parts(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def list_parts(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Some of the parts, ascending: 200."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID, _MAX_PARTS, _MARKER))
@@ -125,13 +125,13 @@ class UploadHandlers:
             content["next_part_number_marker"] = page.parts[-1].number
         await exchange.respond(200, *json_response(content))
 
-    async def abort(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def abort(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """End the upload and remove its parts: 204."""
         parameters = parse_single(exchange.query, (_UPLOAD_ID,))
         await service.abort_upload(_upload_of(exchange, parameters, object_id))
         await exchange.respond(204, [])
 
-    async def complete(self, exchange: Exchange, service: ObjectService, object_id: ObjectId) -> None:
+    async def complete(self, exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
         """Make the object of the parts that the body names: 200, then the outcome."""
         limits = exchange.limits
         parameters = parse_single(exchange.query, (_UPLOAD_ID,))

@@ -1,4 +1,4 @@
-"""Where a server keeps its metrics: one process in its memory, several in a directory that they share.
+"""Where a server keeps its metrics and the use of its limits: one process in its memory, several in a shared directory.
 
 In the directory every process counts in files of its own, which it maps into memory, and whichever is scraped adds all
 of them up.
@@ -24,7 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tierstore.admission.buckets import BucketTable
 from tierstore.errors import StartupError
+from tierstore.idsource import SystemIds
 from tierstore.invariants import invariant
 from tierstore.limits import KIB
 
@@ -39,6 +41,7 @@ _FILE_BYTES_BY_KIND: Final = {"counter": 512 * KIB, "histogram": 512 * KIB, "gau
 """Much more than our metrics fill, whatever their labels. The library would enlarge a full file, but with a hole."""
 _LIVE_KINDS: Final = ("gauge_livesum",)
 """What they count ends with their process."""
+_BUCKETS_NAME = "rate-limits"
 _USED_BYTES = struct.Struct("i")
 """How a file of the library begins: how many of its bytes are in use, these included; 0 in a new one."""
 
@@ -69,6 +72,7 @@ def metrics_directory() -> Iterator[None]:
     os.environ[VARIABLE] = directory
     try:
         allocate_metrics()
+        _allocate_buckets(Path(directory))
         yield
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -90,6 +94,30 @@ def allocate_metrics() -> None:
                 f"no room for the metrics in {directory.parent}: {error.strerror}; "
                 "make room, or set TMPDIR to a directory elsewhere"
             ) from error
+
+
+def _allocate_buckets(directory: Path) -> None:
+    try:
+        BucketTable.create(directory / _BUCKETS_NAME, SystemIds().version())
+    except OSError as error:
+        raise StartupError(
+            f"no room for the use of the limits in {directory.parent}: {error.strerror}; "
+            "make room, or set TMPDIR to a directory elsewhere"
+        ) from error
+
+
+def open_buckets() -> BucketTable:
+    """The token buckets of this server: those that its processes share, or, of a single one, in its memory.
+
+    To be closed. Raises `StartupError`.
+    """
+    if VARIABLE not in os.environ:
+        return BucketTable.private(SystemIds().version())
+    file = Path(os.environ[VARIABLE], _BUCKETS_NAME)
+    try:
+        return BucketTable.shared(file)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"the use of the limits, {file}, cannot be shared: {error}") from error
 
 
 def retire_metrics(pid: int) -> None:

@@ -2,7 +2,8 @@
 
 Guarantees: they may run beside any number of servers, and can only make an operation that is under way fail cleanly.
 They take listings page by page, so that memory is bounded however much there is; one item that cannot be looked at is
-shown with the reason, and keeps nobody from the others. They show no payload and no metadata.
+shown with the reason, and keeps nobody from the others. They show no payload and no metadata. What they change, or fail
+to, has a line in the audit log, with the user.
 
 What only time makes safe is not hurried. An outcome that is remembered stays so for as long as it should, for clients
 that ask again; and an entry whose blob has been deleted is left until it is due, because a blob whose writer may still
@@ -11,11 +12,14 @@ it, and several may be at it.
 """
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 from urllib.parse import quote, unquote
 
+from tierstore import audit
 from tierstore.backends.high_volume.contract import Gone, InlineHead, RowHead, Tombstone
 from tierstore.build import Tools, open_tools
 from tierstore.changelog.entries import Entry, Role, State
@@ -31,6 +35,9 @@ from tierstore.types.multipart import UploadId
 from tierstore.types.timestamps import EARLIEST, LATEST, format_timestamp
 
 T = TypeVar("T")
+
+OPERATED = "operator's command"
+"""The event of lines of the audit log that tell of what operators did."""
 
 Show = Callable[["UploadReport | EntryReport"], None]
 """What a listing does with each thing that it finds, as it finds it."""
@@ -421,7 +428,7 @@ class Outcome:
 async def abort(tools: Tools, revision: Revision) -> Outcome:
     """End the upload of ``revision``, as its client could; safe to repeat."""
     try:
-        await tools.uploads.abort(UploadId(revision, ""))
+        await _audited(tools, "abort_upload", revision, tools.uploads.abort(UploadId(revision, "")))
     except TierstoreError as error:
         return Outcome(revision, str(error), failed=True, changed=False)
     return Outcome(revision, "aborted; its parts have been removed")
@@ -473,10 +480,47 @@ async def _settle(tools: Tools, entry: Entry) -> Outcome:
     if (entry.state is State.DONE or entry.sweeps) and entry.not_before > now:
         return Outcome(revision, f"left as it is: {reason(entry, now)}", entry, changed=False)
     try:
-        result = await tools.settler.settle(entry)
+        result = await _audited(tools, "settle", revision, tools.settler.settle(entry))
     except TierstoreError as error:
         return Outcome(revision, str(error), entry, failed=True, changed=False)
     return Outcome(revision, _SETTLED[result], entry, changed=result != "lost")
+
+
+async def _audited(tools: Tools, operation: str, revision: Revision, work: Awaitable[T]) -> T:
+    """Await ``work``, and write to the audit log how it ended."""
+    error: BaseException | None = None
+    result: T | None = None
+    try:
+        result = await work
+        return result
+    except BaseException as failed:
+        error = failed
+        raise
+    finally:
+        if tools.audit:
+            object_id = revision.object_id
+            fields = {} if error is None else {"error": type(error).__name__, "detail": str(error)}
+            audit.log.info(
+                OPERATED,
+                operation=operation,
+                audit=audit.outcome_of(error),
+                result=result,
+                user=_user(),
+                usecase=object_id.usecase,
+                scopes=";".join(f"{scope.name}={scope.value}" for scope in object_id.scopes) or "_",
+                key=object_id.key,
+                revision=str(revision.uuid),
+                **fields,
+            )
+
+
+def _user() -> str:
+    """The operating system's user, by name if it has one. Not by the environment, which says what it was told."""
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 # Words

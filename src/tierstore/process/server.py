@@ -18,6 +18,7 @@ import ipaddress
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -29,7 +30,10 @@ from tierstore.clock import SystemClock
 from tierstore.config import Config, Http
 from tierstore.errors import StartupError
 from tierstore.logs import StandardError, configure_logs, logs_for_people
+from tierstore.process.access import with_key_files_read
 from tierstore.process.metrics_directory import metrics_directory, metrics_in_memory
+from tierstore.process.reload import settings_again
+from tierstore.process.tls import check_tls
 from tierstore.process.worker import STOP_SIGNALS, run_worker
 
 if TYPE_CHECKING:
@@ -41,18 +45,25 @@ _OPEN_FILES_MAX = 65_536
 log = structlog.get_logger(__name__)
 
 
-def serve(config: Config, open_stores_of: "OpenStores | None" = None) -> int:
+def serve(
+    config: Config, open_stores_of: "OpenStores | None" = None, reread: Callable[[], Config] | None = None
+) -> int:
     """Serve until told to stop, and return the process's exit code.
 
     Raises `StartupError` if serving cannot begin. To be called once, in the main thread of a process that does nothing
     else: it owns the signals, the logging and the metrics.
 
     ``open_stores_of`` opens other stores than the configured ones, for tests that serve over stores which fail. It goes
-    to the worker processes, so it can be pickled.
+    to the worker processes, so it can be pickled. ``reread`` reads the settings again, on SIGHUP; it raises
+    `StartupError`.
     """
     configure_logs(config.log)
     for stop in STOP_SIGNALS:
         signal.signal(stop, _stop_while_starting)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # settings are being read anyway; later it means: read them again
+    config = with_key_files_read(config)
+    if config.tls.certificate:
+        check_tls(config.tls, SystemClock())
     _raise_open_files_limit()
     metrics = metrics_in_memory() if config.http.workers == 1 else metrics_directory()
     with metrics, open_listener(config.http) as listener:
@@ -63,11 +74,17 @@ def serve(config: Config, open_stores_of: "OpenStores | None" = None) -> int:
         host, port = listener.getsockname()[:2]
         started = functools.partial(_announce, config, host, port)
         if config.http.workers == 1:
-            run_worker(config, listener, started, open_stores_of=open_stores_of)
+            run_worker(
+                config,
+                listener,
+                started,
+                open_stores_of=open_stores_of,
+                reread=functools.partial(settings_again, reread),
+            )
             return 0
         from tierstore.process.supervisor import Supervisor  # noqa: PLC0415  # because it is for several workers only
 
-        return Supervisor(config, listener, started, SystemClock(), open_stores_of).run()
+        return Supervisor(config, listener, started, SystemClock(), open_stores_of, reread).run()
 
 
 def _check_links(config: Config) -> None:
@@ -139,6 +156,7 @@ def _announce(config: Config, host: str, port: int) -> None:
         workers=config.http.workers,
         data_path=config.data.path,
         auth="enforced" if config.auth.enforce else "off",
+        tls="on" if config.tls.certificate else "off",
         version=tierstore.__version__,
     )
     grace, deadline = config.sweeper.grace, config.tiering.operation_deadline
@@ -149,9 +167,14 @@ def _announce(config: Config, host: str, port: int) -> None:
             sweeper_grace_seconds=grace,
             operation_deadline_seconds=deadline,
         )
-    if config.auth.enforce:
-        log.warning("requests for objects are refused: auth is enforced, and this release knows no keys; see --no-auth")
-    elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if config.auth.enforce and not config.auth.keys:
+        log.warning("requests for objects are refused: auth is enforced, and auth.keys has none; see --no-auth")
+    if config.auth.keys and not config.auth.enforce:
+        log.warning("auth is not enforced: requests that it would refuse are let through, and logged")
+    outside = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    if outside and not config.tls.certificate:
+        log.info("connections are not encrypted: let a proxy in front do it, or set tls.certificate and tls.key")
+    if outside and not config.auth.enforce:
         log.warning("auth is off and the address is not loopback: whoever reaches it can read and write everything")
     if logs_for_people(config.log):
         StandardError().write(_greeting(config, host, port))
@@ -159,7 +182,8 @@ def _announce(config: Config, host: str, port: int) -> None:
 
 def _greeting(config: Config, host: str, port: int) -> str:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # because it is compared, not bound
-    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    scheme = "https" if config.tls.certificate else "http"
+    url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
     lines = [f"tierstore {tierstore.__version__} listens on {url} and keeps its data in {config.data.path}"]
     if not config.auth.enforce:
         lines += [

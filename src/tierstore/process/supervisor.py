@@ -7,6 +7,7 @@ neither pass a pause before closing to its workers, nor be forced while it waits
 Guarantees:
 
 - Workers see one request to stop, SIGTERM; a Ctrl+C, which a terminal sends to all, is the supervisor's alone.
+- SIGHUP makes it read the settings again, and its workers take over what it read (`tierstore.process.reload`).
 - A worker that does not end in time is killed; the exit code is then 1. A second SIGINT kills all at once.
 - A worker ends by itself when the supervisor has gone, however it went: no server is ever left without its keeper.
 - A worker that fails before all have served once ends everything (exit code 1); later, a death costs only that worker's
@@ -17,6 +18,7 @@ import contextlib
 import math
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import socket
 import sys
@@ -35,7 +37,8 @@ from tierstore.config import Config, limits_from
 from tierstore.errors import StartupError
 from tierstore.logs import configure_logs
 from tierstore.process.metrics_directory import allocate_metrics, retire_metrics
-from tierstore.process.worker import EXIT_FORCED, STOP_SIGNALS, run_worker
+from tierstore.process.reload import hand_over, settings_again
+from tierstore.process.worker import EXIT_FORCED, HANDLED_SIGNALS, has_terminal, run_worker
 
 if TYPE_CHECKING:
     from tierstore.build import OpenStores
@@ -82,6 +85,7 @@ class Supervisor:
     """Keeps ``http.workers`` processes serving ``listener``. Calls ``started`` when all of them do.
 
     ``open_stores_of`` as for `tierstore.build.create_application`; it goes to other processes, so it can be pickled.
+    ``reread`` reads the settings again, on SIGHUP.
     """
 
     def __init__(
@@ -91,12 +95,15 @@ class Supervisor:
         started: Callable[[], None],
         clock: Clock,
         open_stores_of: "OpenStores | None" = None,
+        reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
         self._listener = listener
         self._report_started = started
         self._clock = clock
         self._open_stores_of = open_stores_of
+        self._reread = reread
+        self._in_terminal = has_terminal()
         self._limits = limits_from(config)
         self._spawning = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -131,13 +138,13 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals_wake(self) -> Iterator[socket.socket]:
-        """Note the signals to stop, and make the socket readable when one has come."""
+        """Note the signals that are obeyed, and make the socket readable when one has come."""
         readable, written = socket.socketpair()
         with readable, written:
             readable.setblocking(False)
             written.setblocking(False)
             wakeup_before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-            previous = {stop: signal.signal(stop, self._note_signal) for stop in STOP_SIGNALS}
+            previous = {stop: signal.signal(stop, self._note_signal) for stop in HANDLED_SIGNALS}
             try:
                 yield readable
             finally:
@@ -174,7 +181,7 @@ class Supervisor:
         # Starting the tracker, which the first child needs, would unblock what is blocked here.
         resource_tracker.ensure_running()
         # Inherited by the child, which unblocks them when it can obey: until then they wait.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
         try:
             with writing:
                 process.start()
@@ -184,7 +191,7 @@ class Supervisor:
             self._note_failed_start()
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         self._workers.append(_Worker(process, reading))
         log.info("worker started", worker_pid=process.pid)
 
@@ -229,13 +236,31 @@ class Supervisor:
     def _obey_signals(self) -> None:
         while self._signals:
             number = self._signals.pop(0)
-            if not self._stopping:
+            if number == signal.SIGHUP and not (self._in_terminal and not has_terminal()):
+                if not self._stopping:
+                    self._reload()
+            elif not self._stopping:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self._stop()
             elif number == signal.SIGINT:
                 log.warning("stopping at once")
                 self._exit_code = EXIT_FORCED
                 self._kill_all()
+
+    def _reload(self) -> None:
+        """Read the settings again, and have the workers take them over, those that start from now on too."""
+        changed = settings_again(self._reread, self._config)
+        if changed is None:
+            return
+        try:
+            hand_over(changed)
+        except OSError as error:
+            log.error("reload failed; the settings before stay in force", reason=str(error))  # noqa: TRY400  # because the reason is all
+            return
+        self._config = changed
+        for worker in self._workers:
+            if worker.process.pid is not None and worker.process.exitcode is None:
+                os.kill(worker.process.pid, signal.SIGHUP)
 
     def _stop(self) -> None:
         if self._stopping:

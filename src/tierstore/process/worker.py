@@ -3,26 +3,33 @@
 Stop, on SIGTERM or SIGINT: ``draining`` turns true (``/ready`` answers 503) and everything is served as before for
 ``http.shutdown_delay``; then the port closes and requests in flight get ``http.shutdown_grace`` to end; then the
 application closes its stores. A second SIGINT ends the process at once, with exit code 130.
+
+SIGHUP makes the process take over settings that have changed (`tierstore.process.reload`). The same signal when the
+terminal of the server has gone is a request to stop.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from tierstore.clock import Clock, SystemClock
-from tierstore.config import Config
-from tierstore.errors import StartupError
-from tierstore.http.connection import BoundedConnection
+from tierstore.config import Config, limits_from
+from tierstore.errors import ConfigError, StartupError
+from tierstore.limits import MIB, Limits
+from tierstore.process.open_files import connections_that_fit
+from tierstore.process.reload import Reloads, handed_over
+from tierstore.process.tls import ServerTls
 
 if TYPE_CHECKING:
     from tierstore.build import OpenStores
@@ -31,6 +38,11 @@ EXIT_FORCED: Final = 128 + signal.SIGINT
 """The exit code after a second SIGINT."""
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+HANDLED_SIGNALS: Final = (*STOP_SIGNALS, signal.SIGHUP)
+
+_STANDARD_ERROR = 2
+_LEFT_BYTES_MAX: Final = MIB
+"""More than the event loop keeps of what a client with TLS has yet to take."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,21 +53,28 @@ def run_worker(
     started: Callable[[], None],
     parent: int | None = None,
     open_stores_of: "OpenStores | None" = None,
+    reread: Callable[[Config], Config | None] = handed_over,
 ) -> None:
     """Serve in this process until told to stop. Calls ``started`` once it is ready, and closes ``listener``.
 
     ``parent`` is a file descriptor that becomes readable when the process that supervises this one has ended, which
     is another reason to stop. With it, SIGINT is the supervisor's business. ``open_stores_of`` as for
-    `tierstore.build.create_application`. Raises `StartupError`.
+    `tierstore.build.create_application`. ``reread`` is called on SIGHUP with the settings that are in force, and
+    returns those that are to be; None if they stay. Raises `StartupError`.
     """
     from tierstore.build import create_application  # noqa: PLC0415  # because it imports the metrics
+    from tierstore.http.connection import bounded  # noqa: PLC0415  # because it imports the metrics, too
 
+    limits = limits_from(config)
+    limits = dataclasses.replace(limits, connections_max=connections_that_fit(limits.connections_max))
+    tls = ServerTls(config.tls) if config.tls.certificate else None
+    reloads = Reloads()
     uvicorn_config = uvicorn.Config(
-        lambda: create_application(config, lambda: server.draining, open_stores_of),
+        lambda: create_application(config, lambda: server.draining, open_stores_of, reloads),
         factory=True,
         interface="asgi3",
         loop="uvloop",
-        http=BoundedConnection,
+        http=bounded(limits, SystemClock()),
         ws="none",
         lifespan="on",
         workers=1,
@@ -75,6 +94,9 @@ def run_worker(
         delay_seconds=config.http.shutdown_delay,
         started=started,
         parent=parent,
+        reload=reloading(config, reread, reloads, tls),
+        tls=tls,
+        limits=limits,
     )
     try:
         server.run([listener])
@@ -95,12 +117,19 @@ class DrainingServer(uvicorn.Server):
         delay_seconds: float,
         started: Callable[[], None],
         parent: int | None,
+        reload: Callable[[], None],
+        tls: ServerTls | None,
+        limits: Limits,
     ) -> None:
         super().__init__(config)
         self._clock = clock
         self._delay_seconds = delay_seconds
         self._report_started = started
         self._parent = parent
+        self._reload = reload
+        self._tls = tls
+        self._limits = limits
+        self._in_terminal = has_terminal()
         self._close_at: float | None = None
         self._drain_logged = False
 
@@ -110,10 +139,40 @@ class DrainingServer(uvicorn.Server):
         return self._close_at is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._tls is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            await self._listen(sockets or [], self._tls)
         if self._parent is not None:
             asyncio.get_running_loop().add_reader(self._parent, self._parent_ended, self._parent)
         self._report_started()
+
+    async def _listen(self, listeners: Sequence[socket.socket], tls: ServerTls) -> None:
+        """As uvicorn does, but with a bound on handshakes, and none of the event loop's on the end of a connection.
+
+        At the end, a connection has its own bound, on clients that take too little (`tierstore.http.connection`); the
+        event loop's would cut off those that are merely slow.
+        """
+        limits = self._limits
+        left_seconds_max = _LEFT_BYTES_MAX / limits.body_bytes_per_second_min + 2 * limits.client_stall_seconds_max
+        for listener in listeners:
+            server = await asyncio.get_running_loop().create_server(
+                self._new_connection,
+                sock=listener,
+                ssl=tls.context,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=limits.request_head_seconds_max,
+                ssl_shutdown_timeout=left_seconds_max,
+            )
+            self.servers.append(server)
+
+    def _new_connection(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        connection: asyncio.Protocol = kind(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return connection
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None:
@@ -133,7 +192,8 @@ class DrainingServer(uvicorn.Server):
         """Handle the signals that ask to stop. Unlike uvicorn's, does not raise them again: a clean stop is exit 0."""
         handled = STOP_SIGNALS if self._parent is None else (signal.SIGTERM,)
         previous = {handled_one: signal.signal(handled_one, self.handle_exit) for handled_one in handled}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         try:
             yield
         finally:
@@ -146,10 +206,48 @@ class DrainingServer(uvicorn.Server):
         elif sig == signal.SIGINT:
             _exit_at_once()
 
+    def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        if self._in_terminal and not has_terminal():
+            self.handle_exit(sig, frame)
+        else:
+            # Not here: a signal handler may have interrupted anything.
+            asyncio.get_running_loop().call_soon_threadsafe(self._reload)
+
     def _parent_ended(self, parent: int) -> None:
         asyncio.get_running_loop().remove_reader(parent)
         log.error("the supervising process has ended; this worker stops")
         self._close_at = self._clock.monotonic()  # at once: whoever starts anew needs the port
+
+
+def reloading(
+    config: Config, reread: Callable[[Config], Config | None], reloads: Reloads, tls: ServerTls | None = None
+) -> Callable[[], None]:
+    """What reads settings again and puts them in force, with ``config`` in force to begin with."""
+    running = config
+
+    def reload() -> None:
+        nonlocal running
+        changed = reread(running)
+        if changed is None:
+            return
+        if tls is not None:
+            try:
+                tls.reload(changed.tls)
+            except ConfigError as error:  # the files have changed since they were checked
+                log.error("reload failed in this worker; the settings before stay in force", reason=str(error))  # noqa: TRY400  # because the reason is all
+                return
+        running = changed
+        reloads.publish(changed)
+
+    return reload
+
+
+def has_terminal() -> bool:
+    """Whether standard error is a terminal that is still there."""
+    try:
+        return os.isatty(_STANDARD_ERROR)
+    except OSError:
+        return False
 
 
 def _exit_at_once() -> NoReturn:

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,8 @@ class ServerProcess:
 
     A context manager, plain or asynchronous: ready at its beginning, dead at its end. ``arguments`` are added to those
     of ``serve``; ``config`` has sections by name, and is handed over in the environment. With ``faults``, be they none,
-    its processes start with these and take others from `arm`; there are no ``arguments`` then.
+    its processes start with these and take others from `arm`; there are no ``arguments`` then. With ``tls`` it is asked
+    with that client's context; that it serves so is in its settings.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class ServerProcess:
         config: Mapping[str, Mapping[str, object]] | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.data = data
         self.port = 0
+        self._tls = tls
         self._environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
         self._environment |= _variables(config or {})
         if faults is not None:
@@ -108,8 +112,8 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        """``http://host:port``, without a slash at the end."""
-        return f"http://{HOST}:{self.port}"
+        """``http://host:port``, or ``https``, without a slash at the end."""
+        return f"{'https' if self._tls else 'http'}://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -185,7 +189,11 @@ class ServerProcess:
 
     def status(self, path: str) -> int | None:
         """The status that a GET of ``path``, on a connection of its own, is answered with; None without an answer."""
-        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=5)) as connection:
+        if self._tls is None:
+            connecting = http.client.HTTPConnection(HOST, self.port, timeout=5)
+        else:
+            connecting = http.client.HTTPSConnection(HOST, self.port, timeout=5, context=self._tls)
+        with contextlib.closing(connecting) as connection:
             try:
                 connection.request("GET", path)
                 return connection.getresponse().status

@@ -1,6 +1,8 @@
 """What operators' commands do, on the real embedded stores with a clock of the test's own."""
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -9,10 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import structlog
 from hypothesis import given
 
 from tests.unit.test_build import config_of
 from tests.unit.types.strategies import object_ids
+from tierstore import audit
 from tierstore.backends.high_volume.contract import Gone, Inline
 from tierstore.build import Tools, build_tiering, open_stores
 from tierstore.changelog.entries import State
@@ -21,7 +25,7 @@ from tierstore.errors import InvalidRequest, NoSuchUpload, Unavailable
 from tierstore.idsource import SystemIds
 from tierstore.limits import Limits
 from tierstore.process import operators
-from tierstore.process.operators import EntryReport, UploadReport
+from tierstore.process.operators import OPERATED, EntryReport, UploadReport
 from tierstore.tasks import TaskOwner
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.faults import FailBefore, FaultScript, FaultyChangeLog, FaultyLongTerm
@@ -429,3 +433,30 @@ async def test_everything_about_a_revision(tmp_path: Path) -> None:
 def test_sizes_for_people(size: int, text: str) -> None:
     """A few digits, and the unit that makes them few."""
     assert operators.Held(None, size).text() == f"blob of {text}"
+
+
+async def test_what_operators_change_is_audited(tmp_path: Path) -> None:
+    """Each upload that is aborted and each entry that is settled has one line: who, which, and how it ended."""
+    vars(audit.log).pop("bind", None)  # which may be of another configuration
+    async with bench(tmp_path) as on:
+        upload, _ = await on.begin(b"part")
+        entry = await on.blob(1)
+        with structlog.testing.capture_logs() as lines:
+            await operators.abort(on.tools, upload.revision)
+            await operators.abort(on.tools, replace(upload.revision, uuid=SystemIds().upload_uuid()))
+            await operators.settle(on.tools, entry)
+            on.script.at("changelog.find", FailBefore(Unavailable("away")))
+            await operators.settle(on.tools, entry)
+            silent = replace(on.tools, audit=False)
+            await operators.abort(silent, upload.revision)
+        found = [line for line in lines if "audit" in line]
+        assert [(line["operation"], line["audit"], line["result"]) for line in found] == [
+            ("abort_upload", "done", None),
+            ("abort_upload", "failed", None),
+            ("settle", "done", "deleted"),
+        ]
+        for line in found:
+            assert line["user"] == pwd.getpwuid(os.geteuid()).pw_name
+            assert (line["event"], line["usecase"], line["scopes"]) == (OPERATED, "media", "org=1")
+        assert (found[0]["key"], found[0]["revision"]) == ("a film", str(upload.revision.uuid))
+        assert found[1]["error"] == "NoSuchUpload"
