@@ -48,7 +48,7 @@ def test_memory(tmp_path: Path) -> None:
 
 def test_slow_connections(tmp_path: Path) -> None:
     """A client is served by two workers whose few places hundreds of slow clients would take if they could."""
-    arguments = ("--connections", "300", "--seconds", "2", "--max-requests", "8")
+    arguments = ("--connections", "300", "--seconds", "0.7", "--max-requests", "8")
     ended = _bench(tmp_path, "slow-connections", *arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
     for kind in ("idle", "head", "body", "unread"):
@@ -59,7 +59,7 @@ def test_slow_connections(tmp_path: Path) -> None:
 
 def test_slow_connections_are_judged(tmp_path: Path) -> None:
     """When there are fewer places than the client has requests at once, it says what went wrong, and ends with 1."""
-    ended = _bench(tmp_path, "slow-connections", "--connections", "8", "--seconds", "1", "--max-requests", "1")
+    ended = _bench(tmp_path, "slow-connections", "--connections", "8", "--seconds", "0.4", "--max-requests", "1")
     assert ended.returncode == 1
     assert re.search(r"^(PUT|GET).*: 503, .*: \d+ times$", ended.stdout, re.MULTILINE)
     assert re.search(r"answered: NO$", ended.stdout, re.MULTILINE)

@@ -118,6 +118,35 @@ async def test_too_many_connections_make_room(kind: str) -> None:
         assert (await server.request("GET", f"{ROOT}/slow")).status == 404
 
 
+async def untaken(connection: Connection, server: Running) -> None:
+    """Ask, without reading, until a little of an answer stays with the server, which is not enough to make it wait."""
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # because it is a duplex one
+    (served_one,) = server.connections
+    transport: asyncio.Transport = served_one.transport  # type: ignore[attr-defined]  # because their type is open
+    for _ in range(2000):
+        await connection.send(head("GET", f"{ROOT}/small"))
+        await asyncio.sleep(0.002)
+        if transport.get_write_buffer_size():
+            return
+    raise AssertionError("the system takes everything")
+
+
+@pytest.mark.parametrize("then", [b"", BEGUN["body"]], ids=["idle", "body"])
+async def test_who_gives_way_is_gone_soon(then: bytes) -> None:
+    """It does not stay behind for as long as its client leaves what was written before: room that was made is room."""
+    async with running(replace(IMPATIENT, connections_max=1, inline_bytes_max=16 * KIB)) as server:
+        await server.request("PUT", f"{ROOT}/small", (), b"x" * 16 * KIB)
+        await eventually("it is gone", lambda: not server.connections)
+        async with server.connect() as connection:
+            await untaken(connection, server)
+            await connection.send(then)
+            await asyncio.sleep(0.3)
+            given_up = set(server.connections)
+            async with server.connect() as other:
+                assert (await other.request("GET", "/health")).status == 200
+                await eventually("it is gone", lambda: not given_up & server.connections)
+
+
 async def test_idle_clients_go_before_those_that_came_later() -> None:
     """Those end first that have been waited for longest, whatever they do."""
     async with (

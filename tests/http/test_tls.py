@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -385,3 +385,64 @@ def test_what_can_be_reloaded(pki: Pki) -> None:
     assert reloadable(Tls(), Tls())
     for other in (Tls(), replace_tls(pki.tls, client_ca="a"), replace_tls(pki.tls, minimum_version="TLSv1.3")):
         assert not reloadable(pki.tls, other)
+
+
+async def stalled(server: Running, stack: AsyncExitStack, sent: bytes) -> asyncio.StreamReader:
+    """A connection that has begun a handshake with these bytes, and sends nothing more."""
+    connection = await stack.enter_async_context(server.connect())
+    await connection.send(sent)
+    return connection.reader
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """How a client begins."""
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1], ids=["silent", "half a hello", "a hello"])
+async def test_handshakes_are_connections(pki: Pki, share: float) -> None:
+    """Handshakes that stall count as connections, and give way to others when their clients have had their time."""
+    hello = client_hello(pki.trust)
+    limits = replace(LIMITS, connections_max=8, patience_seconds=0.1)
+    async with running(limits, tls=ServerTls(pki.tls)) as server, AsyncExitStack() as stack:
+        stalling = [
+            await stalled(server, stack, hello[: int(len(hello) * share)]) for _ in range(limits.connections_max)
+        ]
+        await eventually("they are counted", lambda: len(server.crowd) == limits.connections_max)
+        await asyncio.sleep(0.15)
+        async with connected(server, pki.trust) as connection:
+            assert (await connection.request("GET", "/health")).status == 200
+            assert len(server.crowd) == limits.connections_max
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                await stalling[0].read()
+        for reader in stalling[1:]:
+            assert not reader.at_eof()
+    assert len(server.crowd) == 0
+
+
+async def test_a_handshake_has_its_time(pki: Pki) -> None:
+    """While no handshake has had its time it is the new client that gets none, without a word."""
+    limits = replace(LIMITS, connections_max=2, patience_seconds=60.0)
+    async with running(limits, tls=ServerTls(pki.tls)) as server, AsyncExitStack() as stack:
+        for _ in range(limits.connections_max):
+            await stalled(server, stack, b"")
+        await eventually("they are counted", lambda: len(server.crowd) == limits.connections_max)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(HOST, server.port, ssl=pki.trust)
+    assert len(server.crowd) == 0
+
+
+async def test_handshakes_do_not_keep_a_server_from_stopping(pki: Pki) -> None:
+    """A server that stops waits for no handshake, and ends them all."""
+    async with running(tls=ServerTls(pki.tls), grace_seconds=60) as server, AsyncExitStack() as stack:
+        reader = await stalled(server, stack, client_hello(pki.trust)[:10])
+        await eventually("it is counted", lambda: len(server.crowd) == 1)
+        server.stop()
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                await reader.read()
+    assert len(server.crowd) == 0

@@ -125,6 +125,9 @@ class TokenVerifier:
             begins = begins if instant is None else max(begins, instant - leeway)
             if now < begins:
                 raise Unauthenticated(f"the token is not valid yet, by its {name}")
+        for name in ("sub", "jti"):
+            if not isinstance(claims.get(name, ""), str):
+                raise UnreadableCredentials(f"the token's {name} is a text")
         self._check_parties(claims)
         return Grant(key.kid, usecase, scopes, permissions & key.max_permissions, begins, expires + leeway)
 

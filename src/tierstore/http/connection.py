@@ -39,6 +39,8 @@ EXTENSION: Final = "tierstore.connection"
 REFUSAL: Final = "tierstore.refusal"
 """The ASGI extension with the error to answer, where the parser found no request."""
 
+_GIVING_WAY_LINGERS: Final = 2
+"""Who gives way is told so, lingers as anybody who is refused does, and then has as long again to be gone."""
 _STREAMED_CHUNKS: Final = 2
 """Of an answer that is being streamed: the one that waits to be sent, and the one that is read ahead."""
 _NO_ROOM: Final = (
@@ -109,6 +111,11 @@ class BoundedConnection(HttpToolsProtocol, Member):
         self._body_waited_since: float | None = None
         self._body_kept = 0  # of it, by the request
         self._output_kept = 0
+        self._followed: Member | None = None
+
+    def follow(self, member: Member) -> None:
+        """When it begins, take the place in the crowd that ``member`` has until then."""
+        self._followed = member
 
     # The transport's callbacks
 
@@ -117,6 +124,8 @@ class BoundedConnection(HttpToolsProtocol, Member):
         transport.set_write_buffer_limits(HIGH_WATER_LIMIT)  # over TLS it would be eight times as much
         self.flow = _PipelineFlow(transport, self.pipeline)
         self._idle_since = self.crowd.clock.monotonic()
+        if self._followed is not None:
+            self.crowd.leave(self._followed)
         if not self.crowd.join(self):
             self._at_end = True
             transport.write(_NO_ROOM)
@@ -324,7 +333,9 @@ class BoundedConnection(HttpToolsProtocol, Member):
         if self._output_full_since is not None or self._idle_since is not None:
             return self._output_full_since if self._output_full_since is not None else self._idle_since
         since = self._body_waited_since
-        if since is not None and self._body_bytes < self.limits.body_bytes_per_second_min * (now - self._body_began):
+        if since is None or self.body_has_come:  # and is about to be read
+            return None
+        if self._body_bytes < self.limits.body_bytes_per_second_min * (now - self._body_began):
             return self._body_began  # a byte now and then is no progress
         return since
 
@@ -337,7 +348,9 @@ class BoundedConnection(HttpToolsProtocol, Member):
             self.close()
         else:
             self._fail(RequestTimeout("the server has waited for the rest of this request, and needs the room"))
-        self._bound_goodbye()
+        if not self.lost:
+            # Who does not take what was written before does not take this answer either, and is in nobody's count now.
+            self.loop.call_later(_GIVING_WAY_LINGERS * self.limits.linger_seconds_max, self._let_go)
 
     def _keep_output(self, size: int) -> None:
         if size and self._answering is not None and not self._answering.response_complete:

@@ -30,9 +30,11 @@ from tierstore.limits import MIB, Limits
 from tierstore.process.open_files import connections_that_fit
 from tierstore.process.reload import Reloads, handed_over
 from tierstore.process.tls import ServerTls
+from tierstore.tasks import TaskOwner
 
 if TYPE_CHECKING:
     from tierstore.build import OpenStores
+    from tierstore.http.connection import BoundedConnection
 
 EXIT_FORCED: Final = 128 + signal.SIGINT
 """The exit code after a second SIGINT."""
@@ -129,6 +131,7 @@ class DrainingServer(uvicorn.Server):
         self._reload = reload
         self._tls = tls
         self._limits = limits
+        self._handshakes = TaskOwner(limits.connections_max, _report_handshake)
         self._in_terminal = has_terminal()
         self._close_at: float | None = None
         self._drain_logged = False
@@ -149,27 +152,33 @@ class DrainingServer(uvicorn.Server):
         self._report_started()
 
     async def _listen(self, listeners: Sequence[socket.socket], tls: ServerTls) -> None:
-        """As uvicorn does, but with a bound on handshakes, and none of the event loop's on the end of a connection.
+        """As uvicorn does, but with bounds on handshakes, and none of the event loop's on the end of a connection.
 
-        At the end, a connection has its own bound, on clients that take too little (`tierstore.http.connection`); the
-        event loop's would cut off those that are merely slow.
+        Handshakes are the business of `tierstore.http.handshakes`. At the end, a connection has its own bound, on
+        clients that take too little (`tierstore.http.connection`); the event loop's would cut off those that are merely
+        slow.
         """
+        from tierstore.http.handshakes import Handshakes  # noqa: PLC0415  # because it imports the metrics
+
         limits = self._limits
-        left_seconds_max = _LEFT_BYTES_MAX / limits.body_bytes_per_second_min + 2 * limits.client_stall_seconds_max
+        handshakes = Handshakes(
+            tasks=self._handshakes,
+            context=tls.context,
+            connection=self._new_connection,
+            seconds_max=limits.request_head_seconds_max,
+            shutdown_seconds_max=(
+                _LEFT_BYTES_MAX / limits.body_bytes_per_second_min + 2 * limits.client_stall_seconds_max
+            ),
+        )
         for listener in listeners:
             server = await asyncio.get_running_loop().create_server(
-                self._new_connection,
-                sock=listener,
-                ssl=tls.context,
-                backlog=self.config.backlog,
-                ssl_handshake_timeout=limits.request_head_seconds_max,
-                ssl_shutdown_timeout=left_seconds_max,
+                handshakes.entrance, sock=listener, backlog=self.config.backlog
             )
             self.servers.append(server)
 
-    def _new_connection(self) -> asyncio.Protocol:
+    def _new_connection(self) -> "BoundedConnection":
         kind: Any = self.config.http_protocol_class
-        connection: asyncio.Protocol = kind(
+        connection: BoundedConnection = kind(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return connection
@@ -184,6 +193,9 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._handshakes.drain(0)  # nobody has asked for anything yet
         await super().shutdown(sockets)
         log.info("stopped")
 
@@ -240,6 +252,10 @@ def reloading(
         reloads.publish(changed)
 
     return reload
+
+
+def _report_handshake(name: str, error: BaseException) -> None:
+    log.error("background work failed", work=name, exc_info=error)
 
 
 def has_terminal() -> bool:

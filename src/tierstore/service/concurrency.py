@@ -41,7 +41,9 @@ class OperationLimiter:
         self._bulk_running_max = max(1, int(limits.operations_max * share))
         self._bulk_waiting_max = int(limits.operations_queue_max * share)
         self._wait_seconds_max = limits.operation_wait_seconds_max
-        self._running = dict.fromkeys(OperationKind, 0)
+        # Counted in plain numbers: each operation looks at them many times.
+        self._running = 0
+        self._bulk_running = 0
         self._with_clients = 0
         self._resuming: deque[tuple[_Waiter, OperationKind]] = deque()
         self._resumed_last = False
@@ -52,7 +54,7 @@ class OperationLimiter:
     @property
     def running(self) -> int:
         """Operations under way, without those that wait for their clients."""
-        return sum(self._running.values())
+        return self._running
 
     @property
     def with_clients(self) -> int:
@@ -116,23 +118,27 @@ class OperationLimiter:
             raise
 
     def _free(self, kind: OperationKind) -> bool:
-        if self.running >= self._running_max:
+        if self._running >= self._running_max:
             return False
-        return kind is OperationKind.SINGLE or self._running[kind] < self._bulk_running_max
+        return kind is OperationKind.SINGLE or self._bulk_running < self._bulk_running_max
 
     def _start(self, kind: OperationKind) -> None:
-        self._running[kind] += 1
+        self._running += 1
+        self._bulk_running += kind is OperationKind.BULK
         telemetry.operations_in_flight.inc()
 
     def _end(self, kind: OperationKind) -> None:
-        invariant(self._running[kind] > 0, "what ends was running")
-        self._running[kind] -= 1
+        bulk = kind is OperationKind.BULK
+        invariant(self._running > 0 and self._bulk_running >= bulk, "what ends was running")
+        self._running -= 1
+        self._bulk_running -= bulk
         telemetry.operations_in_flight.dec()
-        self._advance()
+        if self._resuming or self._waiting:
+            self._advance()
 
     def _advance(self) -> None:
         """Give free places to those who wait."""
-        while self.running < self._running_max and self._give_place():
+        while self._running < self._running_max and self._give_place():
             pass
 
     def _give_place(self) -> bool:

@@ -110,7 +110,7 @@ def test_time_that_seems_to_go_back_drains_nothing_twice() -> None:
 def test_invented_names_admit_no_more_than_the_table_has(region: Region) -> None:
     """However many names there are, together they get what the region's buckets hold, and the table stays as it is."""
     table = BucketTable.private(KEY)
-    invented = 3 * region.slots
+    invented = region.slots * 3 // 2
     admitted = sum(
         not table.take([Charge(table.named(region, f"invented {n}"), RATE, 1.0, 1.0)], 7.0) for n in range(invented)
     )
