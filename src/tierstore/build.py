@@ -313,7 +313,7 @@ async def _open_served(
 ) -> AsyncIterator[Served]:
     """The service over the stores, with its background work. At the end: mutations, cleanup, sweeper, stores."""
     async with AsyncExitStack() as stack:
-        buckets = open_buckets()
+        buckets = open_buckets(telemetry.limits_judged_apart.inc)
         stack.callback(buckets.close)
         controls = Controls(rules_from(config), RateLimiter(buckets, clock))
         stores = await stack.enter_async_context(open_stores_of(config, limits, clock, ids))

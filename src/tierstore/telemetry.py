@@ -58,6 +58,10 @@ rate_limited = Counter(
     "Requests that met a rate limit, by kind and limit: refused, or only reported.",
     ["kind", "limit", "outcome"],
 )
+limits_judged_apart = Counter(
+    "tierstore_limits_judged_apart",
+    "Requests admitted by a worker's own buckets, while another had stopped in a change of the shared ones.",
+)
 killswitched_requests = Counter("tierstore_killswitched_requests", "Requests that a killswitch refused.")
 policy_violations = Counter("tierstore_policy_violations", "Inserts that the policy of their usecase refused.")
 commit_conflicts = Counter(

@@ -29,7 +29,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -159,7 +159,13 @@ class _FileLock(Lock):
 class BucketTable:
     """The buckets of a server, as one worker sees them. Used from one thread."""
 
-    def __init__(self, memory: bytearray | mmap.mmap, lock: Lock, close: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        memory: bytearray | mmap.mmap,
+        lock: Lock,
+        close: contextlib.ExitStack,
+        note_apart: Callable[[], None] = lambda: None,
+    ) -> None:
         invariant(len(memory) == TABLE_BYTES, "a table of buckets has its size")
         self._memory = memory
         self._lock = lock
@@ -169,8 +175,7 @@ class BucketTable:
         """What is judged by while the lock cannot be had."""
         self._late: deque[Charge] = deque(maxlen=_LATE_CHARGES_MAX)
         """What was charged there, and not yet here."""
-        self.taken_apart = 0
-        """How often something was admitted by it."""
+        self._note_apart = note_apart
         self.named = lru_cache(maxsize=_REMEMBERED_NAMES_MAX)(self._named)
         """The bucket of a region that a name has."""
 
@@ -195,13 +200,16 @@ class BucketTable:
             os.close(descriptor)
 
     @classmethod
-    def shared(cls, file: Path) -> "BucketTable":
-        """The table in a file that `create` made. To be closed. Raises `OSError`."""
+    def shared(cls, file: Path, note_apart: Callable[[], None]) -> "BucketTable":
+        """The table in a file that `create` made. To be closed. Raises `OSError`.
+
+        ``note_apart`` is called when something was admitted by buckets of this worker's own.
+        """
         with contextlib.ExitStack() as stack:
             descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             memory = stack.enter_context(mmap.mmap(descriptor, TABLE_BYTES))
-            return cls(memory, _FileLock(descriptor), stack.pop_all())
+            return cls(memory, _FileLock(descriptor), stack.pop_all(), note_apart)
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -304,7 +312,7 @@ class BucketTable:
         waits = self._own.take(charges, now)
         if not waits:
             self._late.extend(charges)
-            self.taken_apart += 1
+            self._note_apart()
         return waits
 
     def _catch_up(self, now: float) -> None:

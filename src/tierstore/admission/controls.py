@@ -19,7 +19,7 @@ from tierstore.errors import Forbidden, PolicyViolation, RateLimited
 from tierstore.tiering.objects import OpenObject
 from tierstore.types.ids import Scope
 from tierstore.types.metadata import Expiration
-from tierstore.types.streams import Body
+from tierstore.types.streams import Body, BodyPassedOn
 
 _WHOSE = {
     "global": "of this server",
@@ -119,18 +119,12 @@ class Transfer:
 _NONE = Bandwidth()
 
 
-class _CountedBody(Body):
+class _CountedBody(BodyPassedOn):
     """A body whose bytes are counted as they come."""
 
     def __init__(self, inner: Body, transfer: Transfer) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._transfer = transfer
-        self.size = inner.size
-
-    @property
-    def complete(self) -> bool:  # type: ignore[override]  # because it is the inner body's, which goes on changing
-        """Whether the whole body has been read."""
-        return self._inner.complete
 
     async def __anext__(self) -> bytes:
         chunk = await anext(self._inner)

@@ -16,8 +16,6 @@ class RequestFacts:
     """One request for objects."""
 
     method: str
-    operation: str
-    """What the route does, as logs and metrics call it: ``get``, ``initiate_upload``, …"""
     raw_path: bytes
     """Percent-encoded, as on the wire."""
     raw_query: bytes
@@ -32,5 +30,3 @@ class RequestFacts:
     """The calling service, as it names itself, without the suffix of its pod."""
     permission: Permission | None
     """What the route needs; None for a batch, where each operation needs its own."""
-    body_bytes: int | None
-    """The announced size of the body; None if there is none, or its size is not announced."""

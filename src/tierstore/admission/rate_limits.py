@@ -23,7 +23,6 @@ from tierstore.clock import Clock
 from tierstore.types.ids import Scope
 
 LimitName = Literal["global", "usecase", "scope", "rule"]
-LIMIT_NAMES: tuple[LimitName, ...] = ("global", "usecase", "scope", "rule")
 
 _GLOBAL_REQUESTS, _GLOBAL_BYTES = 0, 1
 _PERCENT = 100.0

@@ -27,7 +27,6 @@ _EXTEND_EXPIRY = "PATCH"
 _CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-unmodified-since"})
 _FAMILY_PREFIX = OBJECTS_PREFIX[:-1] + b":"
 _DOWNSTREAM_SERVICE = b"x-downstream-service"
-_LENGTH_DIGITS_MAX = 19
 _OF_UPLOADS = frozenset({"upload_id", "part_number", "uploadId", "partNumber"})
 """Parameters that only an upload has: ours, and those of S3, whose clients send parts to the object's own address."""
 
@@ -139,10 +138,8 @@ class ObjectRoutes:
 
 def _facts(exchange: Exchange, address: Address, route: Route) -> RequestFacts:
     fields = exchange.fields
-    length = fields.get(b"content-length", b"")
     return RequestFacts(
         method=exchange.method,
-        operation=route.operation,
         raw_path=exchange.raw_path,
         raw_query=exchange.query,
         header=fields.get,
@@ -151,7 +148,6 @@ def _facts(exchange: Exchange, address: Address, route: Route) -> RequestFacts:
         key=address.key,
         downstream_service=downstream_service(fields.get(_DOWNSTREAM_SERVICE)),
         permission=route.permission,
-        body_bytes=int(length) if length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX else None,
     )
 
 

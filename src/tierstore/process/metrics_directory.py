@@ -20,7 +20,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -106,16 +106,16 @@ def _allocate_buckets(directory: Path) -> None:
         ) from error
 
 
-def open_buckets() -> BucketTable:
+def open_buckets(note_apart: Callable[[], None]) -> BucketTable:
     """The token buckets of this server: those that its processes share, or, of a single one, in its memory.
 
-    To be closed. Raises `StartupError`.
+    ``note_apart`` as for `BucketTable.shared`. To be closed. Raises `StartupError`.
     """
     if VARIABLE not in os.environ:
         return BucketTable.private(SystemIds().version())
     file = Path(os.environ[VARIABLE], _BUCKETS_NAME)
     try:
-        return BucketTable.shared(file)
+        return BucketTable.shared(file, note_apart)
     except (OSError, ValueError) as error:
         raise StartupError(f"the use of the limits, {file}, cannot be shared: {error}") from error
 

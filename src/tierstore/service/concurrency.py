@@ -18,7 +18,7 @@ from tierstore import telemetry
 from tierstore.errors import Busy
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
-from tierstore.types.streams import Body
+from tierstore.types.streams import Body, BodyPassedOn
 
 
 class OperationKind(Enum):
@@ -220,18 +220,12 @@ class Turn:
             self._leave()
 
 
-class _PatientBody(Body):
+class _PatientBody(BodyPassedOn):
     """A body whose reader leaves its place to others while it waits."""
 
     def __init__(self, inner: Body, turn: Turn) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._turn = turn
-        self.size = inner.size
-
-    @property
-    def complete(self) -> bool:  # type: ignore[override]  # because it is the inner body's, which goes on changing
-        """Whether the whole body has been read."""
-        return self._inner.complete
 
     async def __anext__(self) -> bytes:
         return await self._turn.next_chunk(self._inner)

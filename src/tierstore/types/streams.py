@@ -23,3 +23,16 @@ class Body(ABC):
     @abstractmethod
     async def __anext__(self) -> bytes:
         """The next chunk, not empty."""
+
+
+class BodyPassedOn(Body):
+    """A body that is another one, with something done when a chunk of it is taken. A subclass says what."""
+
+    def __init__(self, inner: Body) -> None:
+        self._inner = inner
+        self.size = inner.size
+
+    @property
+    def complete(self) -> bool:  # type: ignore[override]  # because it is the inner body's, which goes on changing
+        """Whether the whole body has been read."""
+        return self._inner.complete

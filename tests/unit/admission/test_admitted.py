@@ -63,7 +63,6 @@ def _admitted(world: World, permissions: frozenset[Permission], key: str | None)
     )
     facts = RequestFacts(
         method="GET",
-        operation="get",
         raw_path=b"/",
         raw_query=b"",
         header=lambda _: None,
@@ -72,7 +71,6 @@ def _admitted(world: World, permissions: frozenset[Permission], key: str | None)
         key=key,
         downstream_service=None,
         permission=None,
-        body_bytes=None,
     )
     controls = Controls(Rules(), RateLimiter(BucketTable.private(), world.clock))
     return AdmittedService(service, controls, facts, Caller("kid", permissions))

@@ -37,7 +37,7 @@ def shared_tables(count: int) -> Iterator[list[BucketTable]]:
     with TemporaryDirectory(prefix="tierstore-test-") as directory:
         file = Path(directory, "buckets")
         BucketTable.create(file, KEY)
-        tables = [BucketTable.shared(file) for _ in range(count)]
+        tables = [BucketTable.shared(file, lambda: None) for _ in range(count)]
         try:
             yield tables
         finally:
@@ -185,12 +185,13 @@ def test_a_worker_that_stops_in_a_change_stops_nobody(tmp_path: Path) -> None:
     """While the lock cannot be had, each worker limits by itself, and pays in when it can again."""
     file = tmp_path / "buckets"
     BucketTable.create(file, KEY)
-    table = BucketTable.shared(file)
+    apart: list[None] = []
+    table = BucketTable.shared(file, lambda: apart.append(None))
     held = os.open(file, os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
     admitted = sum(not table.take([_charge(table)], 1.0) for _ in range(50))
     table.add([_charge(table, 2.0)], 1.0)
-    assert admitted == table.taken_apart == DEPTH
+    assert admitted == len(apart) == DEPTH
     assert table.used(_charge(table).bucket, RATE, 1.0) == 0.0
     os.close(held)
     assert table.take([_charge(table, 1.0)], 1.0) == (3.0 / RATE,)
@@ -211,7 +212,8 @@ def test_a_worker_that_dies_in_a_change_gives_up_the_lock(tmp_path: Path) -> Non
     """Killed while it holds the lock, it leaves the buckets to the others, with what is used of them."""
     file = tmp_path / "buckets"
     BucketTable.create(file, KEY)
-    table = BucketTable.shared(file)
+    apart: list[None] = []
+    table = BucketTable.shared(file, lambda: apart.append(None))
     assert not table.take([_charge(table, 5.0)], 1.0)
     with subprocess.Popen(
         [sys.executable, "-c", _DYING, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -219,10 +221,10 @@ def test_a_worker_that_dies_in_a_change_gives_up_the_lock(tmp_path: Path) -> Non
         assert dying.stdout is not None
         assert dying.stdout.readline() == b"held\n"
         assert not table.take([_charge(table, 1.0)], 1.0)
-        assert table.taken_apart == 1
+        assert len(apart) == 1
         dying.kill()
     assert not table.take([_charge(table, 1.0)], 1.0)
-    assert table.taken_apart == 1
+    assert len(apart) == 1
     assert table.used(_charge(table).bucket, RATE, 1.0) == 7.0
     table.close()
 
@@ -242,7 +244,8 @@ _HAMMER = """
 import sys, time
 from pathlib import Path
 from tierstore.admission.buckets import BucketTable, Charge
-table = BucketTable.shared(Path(sys.argv[1]))
+apart = []
+table = BucketTable.shared(Path(sys.argv[1]), lambda: apart.append(None))
 rate, depth, wanted = float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 charge = Charge(table.fixed(0), rate, depth, 1.0)
 sys.stdin.readline()
@@ -252,7 +255,7 @@ while admitted < wanted:
     if not table.take([charge], now):
         admitted, first, last = admitted + 1, first or now, now
 table.close()
-print(first, last, table.taken_apart)
+print(first, last, len(apart))
 """
 
 

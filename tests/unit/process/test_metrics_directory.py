@@ -19,7 +19,7 @@ def _used(table: BucketTable) -> float:
 def test_a_process_alone_has_buckets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a shared directory nobody else uses them, and where names lie in them nobody can know."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    one, other = open_buckets(), open_buckets()
+    one, other = open_buckets(lambda: None), open_buckets(lambda: None)
     one.add([Charge(one.fixed(0), 1.0, 1.0, 7.0)], 5.0)
     assert (_used(one), _used(other)) == (7.0, 0.0)
     assert one.named(Region.SCOPE_BYTES, "name") != other.named(Region.SCOPE_BYTES, "name")
@@ -29,7 +29,7 @@ def test_processes_with_a_shared_directory_share_buckets(monkeypatch: pytest.Mon
     """Each finds the ones that were made for all."""
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     BucketTable.create(tmp_path / "rate-limits", bytes(16))
-    one, other = open_buckets(), open_buckets()
+    one, other = open_buckets(lambda: None), open_buckets(lambda: None)
     one.add([Charge(one.fixed(0), 1.0, 1.0, 7.0)], 5.0)
     assert (_used(one), _used(other)) == (7.0, 7.0)
     for table in (one, other):
@@ -45,4 +45,4 @@ def test_buckets_that_are_not_there_are_no_start(
     if content is not None:
         (tmp_path / "rate-limits").write_bytes(content)
     with pytest.raises(StartupError, match="cannot be shared"):
-        open_buckets()
+        open_buckets(lambda: None)
