@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tierstore import errors, telemetry
 from tierstore.cli.serving import serve
-from tierstore.config import ENVIRONMENT_PREFIX, Http, load_config
+from tierstore.config import Http
+from tierstore.config_loading import ENVIRONMENT_PREFIX, load_config
 from tierstore.http.responses import STATUS_BY_ERROR, STATUS_DISCONNECTED, error_response
 from tierstore.idsource import SystemIds
 from tierstore.limits import KIB, MIB, Limits

@@ -13,7 +13,7 @@ from tierstore.backends.long_term.blob_file import read_header
 from tierstore.backends.long_term.store_directory import part_name, part_numbers, upload_beside
 from tierstore.build import Stores, open_stores
 from tierstore.clock import SystemClock
-from tierstore.config import Setting, load_config
+from tierstore.config_loading import Setting, load_config
 from tierstore.idsource import SystemIds
 from tierstore.limits import Limits
 from tierstore.testing.server import ServerProcess

@@ -40,7 +40,7 @@ from tests.end_to_end.histories import (
 )
 from tierstore.build import Tools, open_tools
 from tierstore.changelog.entries import State
-from tierstore.config import Setting, load_config
+from tierstore.config_loading import Setting, load_config
 from tierstore.limits import KIB, Limits
 from tierstore.testing.process_faults import Act, ProcessFault
 from tierstore.testing.server import HOST, ServerProcess

@@ -13,7 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.fuzz.fuzzers import Fuzzer, parsed
 from tests.fuzz.mutations import any_text, damaged, long_winded
-from tierstore.config import ENVIRONMENT_PREFIX, load_config
+from tierstore.config_loading import ENVIRONMENT_PREFIX, load_config
 from tierstore.errors import ConfigError
 
 _SECONDS_MAX = 5.0

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.configs import FUZZERS
 from tests.fuzz.fuzzers import Fuzzer
-from tierstore.config import Setting, load_config
+from tierstore.config_loading import Setting, load_config
 from tierstore.errors import ConfigError
 
 EXAMPLES = 40

@@ -14,7 +14,8 @@ from tests.kill.history import Violation, Write
 from tierstore.backends.high_volume.contract import FoundRow, Gone
 from tierstore.build import Stores, build_tiering, open_stores
 from tierstore.clock import MICROS_PER_SECOND, SystemClock, UnixMicros
-from tierstore.config import Setting, limits_from, load_config
+from tierstore.config import limits_from
+from tierstore.config_loading import Setting, load_config
 from tierstore.idsource import SystemIds
 from tierstore.tasks import TaskOwner
 from tierstore.types.metadata_storage import decode_metadata

@@ -12,7 +12,7 @@ from tests.kill.remains import check_remains
 from tierstore.backends.high_volume.contract import Inline, Tombstone
 from tierstore.build import Stores, open_stores
 from tierstore.clock import SystemClock
-from tierstore.config import Setting, load_config
+from tierstore.config_loading import Setting, load_config
 from tierstore.idsource import SystemIds
 from tierstore.limits import Limits
 from tierstore.types.ids import ObjectId, Revision

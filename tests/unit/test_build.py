@@ -16,7 +16,8 @@ from tierstore.backends.long_term.filesystem import FilesystemLongTerm
 from tierstore.build import Stores, open_stores, open_tools
 from tierstore.changelog.sqlite import SqliteChangeLog
 from tierstore.clock import SystemClock
-from tierstore.config import Config, Setting, load_config
+from tierstore.config import Config
+from tierstore.config_loading import Setting, load_config
 from tierstore.errors import StartupError
 from tierstore.idsource import SystemIds
 from tierstore.limits import Limits

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tierstore.build import check_stores
 from tierstore.cli import cli
-from tierstore.config import ENVIRONMENT_PREFIX, Setting, load_config
+from tierstore.config_loading import ENVIRONMENT_PREFIX, Setting, load_config
 from tierstore.testing.server import ServerProcess
 
 UNKNOWN = "media/objects/film/00000000-0000-8000-8000-000000000007"

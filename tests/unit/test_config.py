@@ -15,18 +15,8 @@ from tierstore.admission.conditions import Condition
 from tierstore.admission.rate_limits import Bandwidth, Rate
 from tierstore.admission.rules import Rules
 from tierstore.admission.usecases import UsecasePolicy
-from tierstore.config import (
-    Config,
-    Http,
-    Setting,
-    Sweeper,
-    Tiering,
-    Uploads,
-    config_schema,
-    limits_from,
-    load_config,
-    rules_from,
-)
+from tierstore.config import Config, Http, Sweeper, Tiering, Uploads, limits_from, rules_from
+from tierstore.config_loading import Setting, config_schema, load_config
 from tierstore.errors import ConfigError, InvalidRequest
 from tierstore.limits import KIB, MIB, TIB, Limits
 from tierstore.types.ids import Scope

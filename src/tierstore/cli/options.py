@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from tierstore.config import LoadedConfig
+    from tierstore.config_loading import LoadedConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,7 +80,7 @@ def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> 
 
 def load(file: Path | None, no_auth: bool = False, **values: Any) -> "LoadedConfig":
     """The settings by a file, the environment and flags. Raises `ConfigError`."""
-    from tierstore.config import Setting, load_config  # noqa: PLC0415  # because it takes a while, unlike --help
+    from tierstore.config_loading import Setting, load_config  # noqa: PLC0415  # because it takes a while, unlike --help
 
     flags = {
         _KEYS_BY_FLAG[flag]: Setting(value, f"flag --{flag.replace('_', '-')}")

@@ -49,6 +49,6 @@ def check(**options: Any) -> None:
 @config.command(epilog=examples("tierstore config schema > tierstore.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of the YAML file, for editors and other checks."""
-    from tierstore.config import config_schema  # noqa: PLC0415  # because it takes a while, and --help does not need it
+    from tierstore.config_loading import config_schema  # noqa: PLC0415  # because it takes a while, and --help does not need it
 
     click.echo(json.dumps(config_schema(), indent=2))

@@ -7,7 +7,7 @@ only the calls between tiering and the stores pass `tierstore.testing.process_fa
 import os
 import sys
 
-from tierstore.config import load_config
+from tierstore.config_loading import load_config
 from tierstore.process.server import serve
 from tierstore.testing.process_faults import open_faulty_stores
 

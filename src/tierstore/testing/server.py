@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tierstore.config import ENVIRONMENT_PREFIX
+from tierstore.config_loading import ENVIRONMENT_PREFIX
 from tierstore.testing.process_faults import (
     CONTROL_VARIABLE,
     FAULTS_VARIABLE,

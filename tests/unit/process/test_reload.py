@@ -9,7 +9,8 @@ import structlog
 from msgspec.structs import replace
 
 from tests.http.credentials import ALL, Signer
-from tierstore.config import Auth, AuthKey, Config, Http, Throughput, load_config
+from tierstore.config import Auth, AuthKey, Config, Http, Throughput
+from tierstore.config_loading import load_config
 from tierstore.errors import ConfigError
 from tierstore.process.access import access_from, with_key_files_read
 from tierstore.process.metrics_directory import VARIABLE
