@@ -448,3 +448,17 @@ def test_an_endless_head_is_refused(tmp_path: Path) -> None:
         reading.join()
         assert sent < 40 * 1024 * 1024, "the bytes that are thrown away so that the answer is seen have a bound too"
         assert _request(server, "GET", "/health")[0] == 200
+
+
+def test_a_stop_that_cuts_off_a_body_logs_no_exception(tmp_path: Path) -> None:
+    """Its client is told, and waited for, so that it sees the answer; the process does not wait for longer."""
+    with ServerProcess(tmp_path, config={"http": {"shutdown_grace": "1s"}}) as server:
+        with socket.create_connection((HOST, server.port), timeout=10) as client:
+            head = b"PUT /v1/objects/testing/_/cut HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n"
+            client.sendall(head + b"expect: 100-continue\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 100 ")
+            client.sendall(b"12345")
+            server.terminate()
+            assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
+            assert server.wait() == 0
+        assert not [line for line in server.logs() if "exception" in line or "Exception" in line["event"]]

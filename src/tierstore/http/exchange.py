@@ -270,8 +270,8 @@ class Exchange:
                     left -= len(message.get("body", b""))
                     if not message.get("more_body", False):
                         break
-        except TimeoutError:
-            pass
+        except (TimeoutError, asyncio.CancelledError):
+            pass  # it has had its time, or the server is stopping and has no more
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def relay(self, message: Message) -> None:
