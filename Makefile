@@ -36,7 +36,7 @@ serve: $(RUNTIME) ## run the service without auth, on this machine only; PORT=88
 
 test: static ## everything that must pass: check, all tests, the coverage gates; ARGS=pytest's
 	@rm -f .coverage .coverage.*
-	@COVERAGE_FILE="$(CURDIR)/.coverage" $(PY) -m coverage run -m pytest -n $(TEST_JOBS) $(ARGS) </dev/null
+	@COVERAGE_FILE="$(CURDIR)/.coverage" $(PY) -m coverage run -m pytest -n $(TEST_JOBS) --dist worksteal $(ARGS) </dev/null
 	@COVERAGE_FILE="$(CURDIR)/.coverage" $(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 	@for package in $(GATED); do \

@@ -323,6 +323,11 @@ def test_limits_are_as_shown() -> None:
         "silence while a body is sent or read": f"{limits.client_stall_seconds_max:g} ",
         "slowness of a body after that, on average": f"{format_size(limits.body_bytes_per_second_min)} ",
         "requests waiting on a connection for the answer to an earlier one": f"{limits.pipelined_requests_max}",
+        "operations of a batch": f"{limits.batch_operations_max:,}",
+        "object of a batch": format_size(limits.batch_part_bytes_max),
+        "body of a batch": format_size(limits.batch_bytes_max),
+        "headers of a part of a batch": format_size(limits.header_bytes_max),
+        "batches under way in a worker": f"{limits.batches_max}, ",
         "requests at work in a worker, those that wait for their clients not counted": f"{Http().max_requests}, ",
         "connections of a worker": f"{limits.connections_max:,}, ",
         "what a worker keeps for clients: of bodies that have not all come, of answers not taken": format_size(

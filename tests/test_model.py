@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "docs" / "model" / "commit_protocol.py"
 RULE = re.compile(r"\[([a-z]+(?:-[a-z]+)?)\](?!\()")
-NOT_IN_THE_MODEL = {"time"}
-"""It has no clock."""
-MODULES = ("commit", "settling", "uploads")
+NOT_IN_THE_MODEL = {"time", "progress-cas"}
+"""It has no clock, and no parts."""
+MODULES = ("commit", "settling", "uploads", "resumable")
 
 
 def _run(*arguments: str) -> str:

@@ -11,8 +11,8 @@ compare-and-write or assembly may still arrive later), and these are checked in 
   no orphan     when all is over and the log has been settled, every blob in LT is the one HV points to
 
 Operations: A = one attempt to complete multipart upload r1 (several A: retries, also concurrent ones), Z = the same for
-another upload of the object, r2; I = begin upload r1, which is begun from the start otherwise; B = large put (its own
-revision), C = small put, D = delete, E = settle an expired object; a, b, i = A, B, I that may also end before their last
+another upload of the object, r2; I = begin upload r1, which is begun from the start otherwise; N = bring what upload r1
+has made inline; B = large put (its own revision), C = small put, D = delete, E = settle an expired object; a, b, i = A, B, I that may also end before their last
 step, certain that nothing is under way, and undo what they have done (i leaves it to a sweeper); P = sweeper on entries
 of dead operations, S = adversarial sweeper: settles any entry at any time, even under live operations (then only orphans
 are excused).
@@ -33,8 +33,9 @@ from collections import deque
 RULES = frozenset({"old-check", "gone-marker", "condemned-check", "fence", "abort-first", "revalidate", "record-old",
                    "version-cas", "mark-done", "token", "pointer"})
 JOBS = ("AB AC AD AE AZ AA BB BD BE BCD AAB AAC AAD ABD ACD AAA AP BP ABP ACP ADP BBP BDP BCP APP BPP AAP AEP BEP "
-        "AZP AS BS CS DS ABS ACS ADS AAS BDS BCS BBS ASS BSS IP IS IAP IAS iP iS iAP aB bA bD aS bS aBP bDP ABDP").split()
-LONG_JOBS = "AABC AABD AACD AAAD AABS AABP AADS AADP ABDS ABBS ABBP AAAS ACDS ABE AZD AAZ AZB AZS ABEP bAP bAS".split()
+        "AZP AS BS CS DS ABS ACS ADS AAS BDS BCS BBS ASS BSS IP IS IAP IAS iP iS iAP aB bA bD aS bS aBP bDP ABDP "
+        "AN AAN ABN ACN ADN AEN ANP ANS ANN aN AANP ABNP ADNP").split()
+LONG_JOBS = "AANS ABNS ADNS AAAN AZN AABC AABD AACD AAAD AABS AABP AADS AADP ABDS ABBS ABBP AAAS ACDS ABE AZD AAZ AZB AZS ABEP bAP bAS".split()
 
 
 class Violation(Exception):
@@ -133,8 +134,10 @@ def step(rules, kind, me, rev, pc, loc, st):
         if pc == "done":
             return go(after, loc, log=done(log, rev))
 
-    if kind in "BCDE":  # locals: base version, base content, base token
+    if kind in "BCDEN":  # locals: base version, base content, base token
         if pc == "read":
+            if kind == "N" and row[1] != ("tomb", rev):
+                return go("ok")
             if row[1][0] == "tomb" or kind == "B":
                 return go("record", row)
             if kind == "E":
@@ -155,9 +158,9 @@ def step(rules, kind, me, rev, pc, loc, st):
             return go("swap", loc, lt=lt | {rev}, uploaded=st["uploaded"] | {me})
         if pc == "swap":
             if not (free(loc) if kind == "B" else matches(loc[0])):
-                return go("forget") if kind == "E" else go("read", ("again",))
+                return go("forget") if kind in "EN" else go("read", ("again",))
             commits = (*st["commits"], rev) if kind == "B" else st["commits"]
-            content = {"B": ("tomb", rev), "C": ("inline", me)}
+            content = {"B": ("tomb", rev), "C": ("inline", me), "N": ("inline", me)}
             return go(after, loc, commits=commits, **write(content[kind]) if kind in content else erase)
         if pc == "discard":
             return go("undo", lt=lt - {rev})
@@ -218,7 +221,7 @@ def settle(st):
 
 def explore(ops, rules=RULES, crashes=1):
     names, ops = [f"{k}{i}" for i, k in enumerate(ops)], ops.upper().replace("Z", "A")
-    revs = ["r2" if n[0] == "Z" else "r1" if k in "AI" else f"r{n}" for k, n in zip(ops, names)]
+    revs = ["r2" if n[0] == "Z" else "r1" if k in "AIN" else f"r{n}" for k, n in zip(ops, names)]
     begun = frozenset(r for r in revs if by_upload(r) and "I" not in ops)
     first = (tuple(start(begun).items()), tuple(("read", ()) for _ in names), crashes)
     parent, queue = {first: None}, deque([first])
@@ -275,7 +278,7 @@ def main(args):
     parser.add_argument("ops", metavar="OPS", nargs="*", help="operations side by side, such as AAB; else a list of these")
     parser.add_argument("--mutate", action="store_true", help="take every rule away in turn: each must be missed")
     chosen = parser.parse_args(args)
-    if chosen.mutate and chosen.ops or any(not ops or set(ops) - set("AZIBCDEPSabi") for ops in chosen.ops):
+    if chosen.mutate and chosen.ops or any(not ops or set(ops) - set("AZIBCDENPSabi") for ops in chosen.ops):
         parser.error("OPS are letters of the operations above, and --mutate has its own list")
     if chosen.mutate:
         survivors = []

@@ -38,6 +38,7 @@ from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
 from tierstore.tiering.commit import Committer
 from tierstore.tiering.operations import Operations
+from tierstore.tiering.resumable import ResumableUploads
 from tierstore.tiering.settling import Settler
 from tierstore.tiering.sweeper import Sweeper
 from tierstore.tiering.tiered import TieredStore
@@ -68,6 +69,7 @@ class Tiering:
     committer: Committer
     settler: Settler
     uploads: Uploads
+    resumable: ResumableUploads
     store: TieredStore
     sweeper: Sweeper
 
@@ -78,10 +80,12 @@ def build_tiering(stores: Stores, *, limits: Limits, clock: Clock, ids: IdSource
     operations = Operations(stores.long_term, stores.changelog, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
     committer = Committer(*every, operations, limits=limits, clock=clock, ids=ids)
     settler = Settler(*every, limits=limits, clock=clock)
+    uploads = Uploads(*every, operations, committer, settler, limits=limits, clock=clock, ids=ids)
     return Tiering(
         committer=committer,
         settler=settler,
-        uploads=Uploads(*every, operations, settler, limits=limits, clock=clock, ids=ids),
+        uploads=uploads,
+        resumable=ResumableUploads(stores.long_term, stores.changelog, uploads, operations, limits=limits),
         store=TieredStore(stores.high_volume, stores.long_term, committer, limits=limits, clock=clock, cleanup=cleanup),
         sweeper=Sweeper(*every, committer, settler, limits=limits, clock=clock, ids=ids),
     )
@@ -94,6 +98,7 @@ def build_service(
     return ObjectService(
         tiering.store,
         tiering.uploads,
+        tiering.resumable,
         stores.high_volume,
         stores.long_term,
         stores.changelog,

@@ -273,6 +273,16 @@ class Backpressure(Section, frozen=True):
     ] = 50
 
 
+class Batch(Section, frozen=True):
+    """What batch requests may hold. Bounds of a worker."""
+
+    requests: Annotated[int, _whole(1, 10_000, "Batch requests under way in one worker; more get 429.")] = 32
+    parts: Annotated[
+        int,
+        _whole(1, 1_000, "Objects that one of them has in memory on their way in, and on their way out; 1 MiB each."),
+    ] = 8
+
+
 class Tiering(Section, frozen=True):
     """Which object lives where. Sizes are in bytes, durations in seconds."""
 
@@ -299,7 +309,13 @@ class Uploads(Section, frozen=True):
     """Multipart uploads. Durations are in seconds."""
 
     retention: Annotated[
-        float, _duration(1, 365 * 86_400, "An upload that nobody has completed is aborted this long after it began.")
+        float,
+        _duration(
+            1,
+            365 * 86_400,
+            "An upload that nobody has completed is aborted this long after it began; a resumable one, after its last "
+            "bytes.",
+        ),
     ] = 7 * 86_400.0
     outcome_retention: Annotated[
         float,
@@ -342,6 +358,7 @@ class Config(Section, frozen=True):
     throughput: Throughput = Throughput()
     bandwidth: Bandwidth = Bandwidth()
     backpressure: Backpressure = Backpressure()
+    batch: Batch = Batch()
     tiering: Tiering = Tiering()
     sweeper: Sweeper = Sweeper()
     uploads: Uploads = Uploads()
@@ -389,6 +406,8 @@ def limits_from(config: Config) -> Limits:
         operations_queue_max=config.backpressure.queue,
         operation_wait_seconds_max=config.backpressure.queue_wait,
         operations_bulk_percent=config.backpressure.bulk_percent,
+        batches_max=config.batch.requests,
+        batch_held_max=config.batch.parts,
     )
 
 

@@ -27,6 +27,7 @@
     │   ├── Unauthenticated          no usable credentials                             401
     │   └── Forbidden                credentials do not permit it                      403
     ├── Conflict                     lost against a concurrent change                  409
+    │   └── OffsetMismatch           the session has come to another offset            409
     ├── NotOffered                   this deployment or release cannot do it           501
     ├── Unavailable                  try again later; nothing of ours is broken        503
     │   ├── Busy                     a bounded queue is full                           429
@@ -155,6 +156,14 @@ class Forbidden(Refusal):
 
 class Conflict(TierstoreError):
     """The operation lost against a concurrent change; reading again shows the winner."""
+
+
+class OffsetMismatch(Conflict):
+    """The session holds ``offset`` bytes, and not as many as the request goes on from. Nothing of it was stored."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"the upload goes on from offset {offset}")
+        self.offset = offset
 
 
 class NotOffered(TierstoreError):

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import uuid_utils.compat
 
-from tierstore.types.ids import UPLOAD_UUID_VERSION
+from tierstore.types.ids import SESSION_UUID_BIT, UPLOAD_UUID_VERSION
 
 _UUID_VERSION_SHIFT = 76
 _UUID_VERSION_BITS = 0xF << _UUID_VERSION_SHIFT
@@ -24,9 +24,10 @@ class IdSource(ABC):
     def uuid(self) -> UUID:
         """A UUID that was never drawn before, by any process: revisions, change log owners, request ids."""
 
-    def upload_uuid(self) -> UUID:
-        """A UUID as by `uuid`, marked as that of a revision that a multipart upload makes."""
-        return UUID(int=self.uuid().int & ~_UUID_VERSION_BITS | UPLOAD_UUID_VERSION << _UUID_VERSION_SHIFT)
+    def upload_uuid(self, *, session: bool = False) -> UUID:
+        """A UUID as by `uuid`, marked as that of a revision that a multipart upload makes, or a resumable one."""
+        unmarked = self.uuid().int & ~_UUID_VERSION_BITS & ~SESSION_UUID_BIT
+        return UUID(int=unmarked | UPLOAD_UUID_VERSION << _UUID_VERSION_SHIFT | (SESSION_UUID_BIT if session else 0))
 
     @abstractmethod
     def version(self) -> bytes:

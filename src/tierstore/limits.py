@@ -45,7 +45,9 @@ class Limits:
     object_bytes_max: int = 5 * TIB
     """Bytes of one object."""
     duration_seconds_max: int = 100 * 366 * 86_400
-    """Seconds of a ttl or tti."""
+    """Seconds of a ttl or tti, and of the lifetime that an extension may lead to."""
+    extension_body_bytes_max: int = 4 * KIB
+    """Bytes of the document that says how an object's expiry is to be extended."""
     client_stall_seconds_max: float = 300.0
     """How long a request waits for its client to send, or to take, the next bytes; then it ends."""
     body_bytes_per_second_min: int = KIB
@@ -104,9 +106,28 @@ class Limits:
     """How long an operation waits for others, of its own process too, that hold the same upload of the filesystem's
     store. A part that has been sent waits for those of its own process for as long as they take."""
     upload_retention_seconds: float = 7 * 86_400.0
-    """An upload that nobody has completed is aborted this long after it began."""
+    """An upload that nobody has completed is aborted this long after it began; a resumable one, after its last byte."""
+    session_unit_bytes_min: int = 4 * MIB
+    """Bytes of a resumable upload that are stored, and made durable, at a time: what a broken connection, or the end of
+    a process, can cost. More for objects of more than ``parts_max`` / 2 such units."""
     outcome_retention_seconds: float = 7 * 86_400.0
     """That an upload was completed is remembered this long, for clients that lost the answer."""
+
+    # Batches
+    batch_operations_max: int = 1_000
+    """Operations of one batch; those beyond are refused, each by itself."""
+    batch_refused_max: int = 1_000
+    """How many of those are refused so; a batch with more ends there."""
+    batch_part_bytes_max: int = MIB
+    """Bytes of one operation's body; a longer one is refused, and read past."""
+    batch_bytes_max: int = GIB
+    """Bytes of the body of a batch, all parts and what is between them."""
+    batch_held_max: int = 8
+    """Objects that a batch has in memory on their way in, the one that is arriving included, and as many on their way
+    out; also how many of its operations are under way at once."""
+    batches_max: int = 32
+    """Batches that a worker has under way; more are refused as busy. With the above, half of what may be under way on
+    the stores and wait for a turn: the share of operations in bulk."""
 
     # Tiers
     inline_bytes_max: int = MIB
@@ -126,6 +147,9 @@ class Limits:
     """A `gone` row, or an expired inline one, keeps its version at least this long."""
     tti_debounce_seconds_max: float = 24 * 3600.0
     """A tti deadline is moved when it is stale by a quarter of its duration, or by this, whichever is less."""
+    extension_settled_seconds: float = 60.0
+    """For so long after a deadline a read makes sure that no extension of it is on its way: longer than a store takes
+    from its look at the clock to the commit."""
 
     # Sweeper
     entry_grace_seconds: float = 6 * 3600.0
@@ -207,12 +231,19 @@ class Limits:
             parts_max=8,
             part_bytes_max=32 * KIB,
             parts_listed_max=3,
+            session_unit_bytes_min=16,
             complete_keep_alive_seconds=0.05,
             complete_overtime_seconds_max=1.0,
             complete_wait_seconds_max=1.0,
             upload_lock_wait_seconds_max=5.0,
             upload_retention_seconds=3600.0,
             outcome_retention_seconds=3600.0,
+            batch_operations_max=6,
+            batch_refused_max=3,
+            batch_part_bytes_max=256,
+            batch_bytes_max=64 * KIB,
+            batch_held_max=2,
+            batches_max=4,
             inline_bytes_max=64,
             stream_chunk_bytes=16,
             commit_attempts_max=64,

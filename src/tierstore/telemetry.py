@@ -73,6 +73,11 @@ dangling_tombstones = Counter(
 corrupt_reads = Counter(
     "tierstore_corrupt_reads", "Reads that failed because stored bytes did not match their checksum.", ["tier"]
 )
+batch_operations = Counter(
+    "tierstore_batch_operations",
+    "Operations of batch requests by kind and status; 499 if nobody was left to be told.",
+    ["kind", "status"],
+)
 deadline_bumps = Counter("tierstore_deadline_bumps", "Deadlines of tti objects moved by an access.", ["outcome"])
 background_failures = Counter("tierstore_background_failures", "Background tasks that failed.", ["task"])
 uploads_begun = Counter("tierstore_uploads_begun", "Multipart uploads that were begun.")
@@ -111,7 +116,8 @@ for _counter, _values in (
     (
         background_failures,
         (
-            *("put", "delete", "initiate_upload", "upload_part", "complete_upload", "abort_upload"),
+            *("put", "delete", "extend_expiry", "initiate_upload", "upload_part", "complete_upload", "abort_upload"),
+            *("create_session", "append", "query_session", "cancel_session"),
             *("clean_up", "discard", "expedite", "extend", "finish_upload", "sweeper"),
         ),
     ),
@@ -134,3 +140,6 @@ for _kind, _limits in (
     for _limit in _limits:
         for _outcome in ("refused", "reported"):
             rate_limited.labels(_kind, _limit, _outcome)
+
+for _kind, _status in (("get", "200"), ("head", "204"), ("insert", "201"), ("delete", "204")):
+    batch_operations.labels(_kind, _status)

@@ -8,7 +8,8 @@ told is consistent exactly if every change has one write that explains it, and e
 - nothing vanishes but by a delete (expiry is no change: it has no effect);
 - an attempt to complete an upload that succeeded was committed before its answer, and one that was told that there is
   no such upload was never committed and never will be; nor was an upload whose abort succeeded;
-- a read returns what could be seen at some moment between its call and its answer.
+- a read returns what could be seen at some moment between its call and its answer;
+- an extension that was acknowledged holds for what was there, unless that was replaced since; a refused one had reason.
 """
 
 import asyncio
@@ -16,11 +17,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tests.crash_matrix.watch import Watch
+from tierstore.clock import UnixMicros
 from tierstore.errors import (
     ClientDisconnected,
     ClientMistake,
+    Conflict,
     GivenUp,
     NoSuchUpload,
+    ObjectNotFound,
     OutcomeUnknown,
     TierstoreError,
     Unavailable,
@@ -50,6 +54,19 @@ class Asked:
     """Whether the object was absent then, or when the answer came."""
     ended: int = 0
     outcome: Outcome = Outcome.UNKNOWN
+
+
+@dataclass(frozen=True)
+class AskedExtension:
+    """An extension of the object's expiry that was asked for."""
+
+    until: UnixMicros
+    begun: int
+    """How many changes there had been."""
+    absent: bool
+    """Whether the object was absent then."""
+    endless: bool
+    """Whether it had no deadline."""
 
 
 @dataclass
@@ -143,6 +160,32 @@ class Ledger:
                 return [f"{_named(payload)}: {asked.what} was said not to have happened, and did"]
             case _:
                 return []
+
+    def ask_extension(self, until: UnixMicros) -> AskedExtension:
+        """An extension is asked for."""
+        watch = self.watch
+        return AskedExtension(until, len(watch.changes), watch.visible() is None, watch.deadline() is None)
+
+    def answer_extension(self, asked: AskedExtension, error: BaseException | None) -> None:
+        """Enter its answer."""
+        since = self.watch.changes[asked.begun :]
+        deadline = self.watch.deadline()
+        match error:
+            case None:
+                if not since and (deadline is None or deadline < asked.until):
+                    self.wrong.append("an extension was acknowledged, and had no effect")
+            case ObjectNotFound():
+                if not (asked.absent or None in since or self.watch.visible() is None):
+                    self.wrong.append("an object was not found to be extended, and was there")
+            case Conflict():
+                if not (since or asked.endless):
+                    self.wrong.append("an extension lost against nobody")
+            case asyncio.CancelledError() | Unavailable():
+                return
+            case TierstoreError():
+                self.wrong.append(f"an extension was answered by {error!r}")
+            case _:
+                raise error
 
     def check_read(self, seen: bytes | None, before: bytes | None, begun: int) -> None:
         """A read that began when ``before`` was visible, after ``begun`` changes, has returned ``seen``."""

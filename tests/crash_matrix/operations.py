@@ -6,10 +6,23 @@ from dataclasses import dataclass, replace
 
 from tests.crash_matrix.scene import LIMITS, OBJECT, Process, Scene
 from tierstore.changelog.entries import State
-from tierstore.errors import NoSuchUpload, OutcomeUnknown, StorageFull, TierstoreError, Unavailable
+from tierstore.errors import (
+    Conflict,
+    NoSuchUpload,
+    ObjectNotFound,
+    OutcomeUnknown,
+    StorageFull,
+    TierstoreError,
+    Unavailable,
+)
 from tierstore.limits import Limits
 from tierstore.testing.faults import ArriveLate, Crash, Effect, FailBefore, Fault, Interpose, LoseReply
 from tierstore.types.metadata import TimeToIdle, TimeToLive
+
+_LARGE_SESSION, _SMALL_SESSION = 70, 40
+"""Bytes of resumable uploads whose object stays in the long-term store, and is brought inline."""
+_SESSION_LIMITS = replace(LIMITS, session_unit_bytes_min=40)
+"""A large one takes two units."""
 
 Before = Callable[[Scene], Awaitable[object]]
 Act = Callable[[Scene, Process], Awaitable[object]]
@@ -104,6 +117,16 @@ async def an_uploaded_object_for_a_minute(scene: Scene) -> None:
     await scene.complete(scene.doomed, upload)
 
 
+async def a_small_object_for_some_time(scene: Scene) -> None:
+    """A small object that lives for longer than a sweeper waits."""
+    await scene.put(scene.doomed, scene.small(), expiration=TimeToLive(2_000))
+
+
+async def a_large_object_for_some_time(scene: Scene) -> None:
+    """A large object that lives as long."""
+    await scene.put(scene.doomed, scene.large(), expiration=TimeToLive(2_000))
+
+
 async def a_small_idle_object(scene: Scene) -> None:
     """A small object that nobody has read for some time, and whose deadline a read moves."""
     await scene.put(scene.doomed, scene.small(), expiration=TimeToIdle(1000))
@@ -124,6 +147,17 @@ def and_an_upload(before: Before) -> Before:
         await before(scene)
         await scene.drain()
         scene.upload = await scene.begin_upload(scene.doomed)
+
+    return prepare
+
+
+def and_a_session(before: Before, size: int) -> Before:
+    """The same, and a resumable upload of ``size`` bytes has been begun."""
+
+    async def prepare(scene: Scene) -> None:
+        await before(scene)
+        await scene.drain()
+        scene.upload = await scene.begin_session(scene.doomed, size)
 
     return prepare
 
@@ -228,10 +262,31 @@ async def abort(scene: Scene, process: Process) -> None:
     await scene.abort(process, scene.upload)
 
 
+async def begin_session(scene: Scene, process: Process) -> None:
+    """Begin a resumable upload that gets no bytes."""
+    await scene.begin_session(process, _LARGE_SESSION)
+
+
+async def resume(scene: Scene, process: Process) -> None:
+    """Send what is left of the resumable upload."""
+    await scene.resume(process, scene.upload)
+
+
+async def cancel_session(scene: Scene, process: Process) -> None:
+    """Cancel the resumable upload."""
+    await scene.cancel_session(process, scene.upload)
+
+
 async def abort_what_was_completed(scene: Scene, process: Process) -> None:
     """Abort an upload that was completed: it is told so."""
     with suppress(NoSuchUpload):
         await scene.abort(process, scene.upload)
+
+
+async def extend(scene: Scene, process: Process) -> None:
+    """Extend the object's expiry. What is not there, was replaced, or has none is refused."""
+    with suppress(ObjectNotFound, Conflict):
+        await scene.extend(process, 5_000)
 
 
 async def read(scene: Scene, process: Process) -> None:
@@ -387,6 +442,44 @@ def _uploads() -> Iterator[Operation]:
     )
 
 
+def _resumed(name: str, before: Before, size: int) -> Operation:
+    return Operation(
+        name, and_a_session(before, size), resume, upload=True, retry_may_fail=_is_settled, limits=_SESSION_LIMITS
+    )
+
+
+def _sessions() -> Iterator[Operation]:
+    yield Operation("begin a resumable upload", a_large_object, begin_session)
+    yield _resumed("resume over nothing", nothing, _LARGE_SESSION)
+    yield _resumed("resume over large", a_large_object, _LARGE_SESSION)
+    yield _resumed("resume small over large", a_large_object, _SMALL_SESSION)
+    full = with_a_crash(and_a_session(a_small_object, _LARGE_SESSION), resume, _POINT, Effect.NEVER)
+    yield Operation("resume what is full", full, resume, upload=True, retry_may_fail=_is_settled)
+    outside = with_a_crash(
+        and_a_session(a_small_object, _SMALL_SESSION), resume, "high_volume.bring_inline", Effect.NEVER
+    )
+    yield Operation("small over what is not inline yet", outside, put_small, upload=True)
+    yield Operation("sweep what is not inline yet", and_then(outside, _until_due), sweep, upload=True)
+    begun = and_a_session(a_large_object, _LARGE_SESSION)
+    yield Operation("cancel a resumable upload", begun, cancel_session, upload=True, retry_may_fail=_is_not_open)
+
+
+async def _until_due(scene: Scene, _process: Process) -> None:
+    await until_due(scene)
+
+
+def _extensions() -> Iterator[Operation]:
+    small, large, call = a_small_object_for_some_time, a_large_object_for_some_time, "high_volume.extend"
+    yield Operation("extend small", small, extend)
+    yield Operation("extend large", large, extend)
+    yield Operation("extend what does not expire", a_small_object, extend)
+    yield Operation("extend expired large", expired(a_large_object_for_a_minute), extend)
+    yield Operation("extend large, fenced", large, extend, _fenced(call))
+    yield Operation("extend small, overtaken", small, extend, _overtaken(call))
+    yield Operation("extend small, reply lost", small, extend, _reply_lost(call))
+    yield Operation("extend large, late", large, extend, _arrives_late(call))
+
+
 def _expiry() -> Iterator[Operation]:
     yield Operation("sweep expired small", expired(a_small_object_for_a_minute), sweep)
     yield Operation("sweep expired large", expired(a_large_object_for_a_minute), sweep)
@@ -439,4 +532,8 @@ async def _a_marker_at_its_end(scene: Scene) -> None:
     await scene.pass_time(LIMITS.marker_retention_seconds + 1)
 
 
-OPERATIONS = {operation.name: operation for each in (_writes(), _uploads(), _expiry(), _sweeps()) for operation in each}
+OPERATIONS = {
+    operation.name: operation
+    for each in (_writes(), _uploads(), _sessions(), _extensions(), _expiry(), _sweeps())
+    for operation in each
+}

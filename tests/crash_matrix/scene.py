@@ -25,13 +25,22 @@ from tierstore.changelog.contract import ChangeLog
 from tierstore.changelog.entries import Entry, State
 from tierstore.changelog.memory import MemoryChangeLog
 from tierstore.clock import MICROS_PER_SECOND, Clock, UnixMicros
-from tierstore.errors import ClientDisconnected, NoSuchUpload, ObjectNotFound, TierstoreError, Unavailable
+from tierstore.errors import (
+    ClientDisconnected,
+    NoSuchUpload,
+    ObjectNotFound,
+    OffsetMismatch,
+    TierstoreError,
+    Unavailable,
+)
 from tierstore.limits import KIB, Limits
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import Fault, FaultScript, FaultyChangeLog, FaultyHighVolume, FaultyLongTerm
 from tierstore.testing.ids import SeededIds
+from tierstore.types.expiry import AfterCreation
 from tierstore.types.metadata import MANUAL, Expiration, Metadata
 from tierstore.types.multipart import PartName, UploadId
+from tierstore.types.resumable import Completed, SessionId
 from tierstore.types.streams import Body
 
 T = TypeVar("T")
@@ -45,7 +54,7 @@ READS = frozenset(
     {
         *("high_volume.read", "high_volume.head", "high_volume.expired"),
         *("long_term.get", "long_term.stream", "long_term.aclose", "long_term.head"),
-        *("changelog.due", "changelog.find"),
+        *("long_term.list_parts", "changelog.due", "changelog.find"),
         *("long_term.remove_debris", BODY),
     }
 )
@@ -53,6 +62,8 @@ READS = frozenset(
 
 _START = 1_700_000_000 * MICROS_PER_SECOND
 _SETTLING_ROUNDS_MAX = 12
+_RESUMED_MAX = 4
+"""How often a client of a resumable upload goes on in one attempt."""
 _ALL = 1e9
 """Seconds for whatever is under way to end."""
 _OPERATION = "operation"
@@ -169,6 +180,7 @@ class Upload:
 
     id: UploadId
     parts: Sequence[PartName]
+    """None for a resumable one, whose parts the server makes."""
     payload: bytes
 
 
@@ -197,7 +209,7 @@ class Process:
             FaultyChangeLog(scene.changelog, self.script),
         )
         tiering = build_tiering(stores, limits=limits, clock=scene.clock, ids=SeededIds(seed), cleanup=self.cleanup)
-        self.store, self.uploads = tiering.store, tiering.uploads
+        self.store, self.uploads, self.resumable = tiering.store, tiering.uploads, tiering.resumable
         self.settler, self.sweeper = tiering.settler, tiering.sweeper
 
     async def drain(self) -> None:
@@ -320,6 +332,16 @@ class Scene:
         """Delete the object."""
         await self._answered(self.ledger.ask("write", None), process.store.delete(OBJECT))
 
+    async def extend(self, process: Process, seconds: int) -> None:
+        """Let the object live until ``seconds`` after its creation."""
+        asked = self.ledger.ask_extension(self.watch.created() + seconds * MICROS_PER_SECOND)
+        try:
+            await process.store.extend_expiry(OBJECT, AfterCreation(seconds), lambda _: None)
+        except BaseException as error:
+            self.ledger.answer_extension(asked, error)
+            raise
+        self.ledger.answer_extension(asked, None)
+
     async def initiate(self, process: Process) -> None:
         """Begin an upload that gets no parts."""
         await process.uploads.initiate(OBJECT, Metadata())
@@ -343,9 +365,41 @@ class Scene:
         await process.uploads.upload_part(self.upload.id, 2, body, None)
 
     async def complete(self, process: Process, upload: Upload) -> None:
-        """Attempt to complete an upload."""
+        """Attempt to complete an upload; a resumable one by sending what is left of it."""
+        if not upload.parts:
+            await self.resume(process, upload)
+            return
         asked = self.ledger.ask("complete", upload.payload)
         await self._answered(asked, process.uploads.complete(upload.id, upload.parts))
+
+    async def begin_session(self, process: Process, size: int) -> Upload:
+        """Begin a resumable upload of ``size`` bytes, and send none of them."""
+        payload = f"session {next(self._numbers)}".encode().ljust(size, b".")
+        session = await process.resumable.create(OBJECT, Metadata(), size)
+        return Upload(session.upload, (), payload)
+
+    async def resume(self, process: Process, upload: Upload) -> None:
+        """Send what is left of a resumable upload, as a client does that asks for the offset first."""
+        asked = self.ledger.ask("complete", upload.payload)
+        await self._answered(asked, self._resumed(process, SessionId(upload.id), upload.payload))
+
+    async def _resumed(self, process: Process, session: SessionId, payload: bytes) -> None:
+        for _ in range(_RESUMED_MAX):
+            advance = await process.resumable.query(session)
+            if isinstance(advance, Completed):
+                return
+            rest = payload[advance.offset :]
+            body: Body = BytesBody(rest, chunk=KIB)
+            if process is self.process:
+                body = self.body = ScriptedBody(rest, process.script, announced=True)
+            with suppress(OffsetMismatch):  # somebody else was faster
+                await process.resumable.append(session, advance.offset, body)
+        raise Unavailable("others are always faster")
+
+    async def cancel_session(self, process: Process, upload: Upload) -> None:
+        """Cancel a resumable upload."""
+        asked = self.ledger.ask("abort", upload.payload)
+        await self._answered(asked, process.resumable.cancel(SessionId(upload.id)))
 
     async def abort(self, process: Process, upload: Upload) -> None:
         """Abort an upload."""

@@ -12,8 +12,6 @@ from tests.crash_matrix.table import MEANING, size
 
 TIERING = Path(__file__).parents[2] / "src" / "tierstore" / "tiering"
 STORES = {"_high_volume", "_long_term", "_changelog"}
-NO_STEPS = {"long_term.list_parts": "a listing of parts changes nothing, and no mutation asks for one"}
-"""Calls of the tiering layer that are no step of any operation, and why."""
 
 
 def _calls_in_tiering() -> set[str]:
@@ -31,7 +29,7 @@ def test_every_call_of_the_tiering_layer_is_a_step() -> None:
     steps = {step for steps in size().steps.values() for step in steps}
     calls = _calls_in_tiering()
     assert len(calls) > 20
-    assert calls - steps == set(NO_STEPS)
+    assert calls <= steps
 
 
 def test_every_step_with_an_effect_has_a_meaning() -> None:

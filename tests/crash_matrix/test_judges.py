@@ -8,6 +8,7 @@ import pytest
 from tests.crash_matrix.operations import a_large_object, a_small_idle_object, a_small_object
 from tests.crash_matrix.scene import OBJECT, Scene
 from tierstore.backends.high_volume.contract import Gone
+from tierstore.errors import Conflict, ObjectNotFound
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.simulation.loop import run_on_virtual_time
 from tierstore.types.ids import Revision
@@ -59,6 +60,21 @@ async def _is_revived(scene: Scene) -> None:
     scene.watch.rows.by_id[OBJECT] = replace(row, expires=scene.clock.now() + 1)
 
 
+async def _extension_is_acknowledged_only(scene: Scene) -> None:
+    await a_small_idle_object(scene)
+    scene.ledger.answer_extension(scene.ledger.ask_extension(scene.clock.now() + 10**12), None)
+
+
+async def _extension_is_refused_for_nothing(scene: Scene) -> None:
+    await a_small_idle_object(scene)
+    scene.ledger.answer_extension(scene.ledger.ask_extension(scene.clock.now()), ObjectNotFound("scripted"))
+
+
+async def _extension_loses_against_nobody(scene: Scene) -> None:
+    await a_small_idle_object(scene)
+    scene.ledger.answer_extension(scene.ledger.ask_extension(scene.clock.now()), Conflict("scripted"))
+
+
 async def _dangles(scene: Scene) -> None:
     await a_large_object(scene)
     (revision,) = scene.watch.pointed()
@@ -92,6 +108,9 @@ WRONGS: dict[str, Callable[[Scene], Awaitable[None]]] = {
     "a delete was acknowledged, and had no effect": _delete_is_acknowledged_only,
     "a read returned something else": _is_read_and_was_not_there,
     "a row was revived": _is_revived,
+    "an extension was acknowledged, and had no effect": _extension_is_acknowledged_only,
+    "was not found to be extended, and was there": _extension_is_refused_for_nothing,
+    "an extension lost against nobody": _extension_loses_against_nobody,
     "a tombstone dangles": _dangles,
     "a blob is neither referenced nor in the log": _is_loose,
 }

@@ -11,10 +11,13 @@ from tests.crash_matrix.planted import SHOWN
 from tests.crash_matrix.runs import Failures, run_all
 from tierstore.testing.planted import PLANTED
 
+SHOWN_ELSEWHERE = {"progress-cas"}
+"""Rules whose absence no single fault shows: what overtakes an operation here runs to its end, and a session that has
+ended is not advanced. Two attempts have to be in the middle of it at once: ``tests/simulation`` has them."""
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
-@pytest.mark.parametrize("rule", PLANTED)
+@pytest.mark.parametrize("rule", sorted(set(PLANTED) - SHOWN_ELSEWHERE))
 def test_a_planted_bug_is_caught(rule: str) -> None:
     """Without the rule, one operation with one kind of fault does what must never happen; with it, it does not."""
     showing = SHOWN[rule]

@@ -16,8 +16,9 @@ from tierstore.backends.high_volume.memory import MemoryRows, StoredRow
 from tierstore.backends.long_term.memory import MemoryBlobs, MemoryUpload, StoredBlob
 from tierstore.changelog.entries import Entry, State
 from tierstore.changelog.memory import MemoryEntries
-from tierstore.clock import Clock
+from tierstore.clock import Clock, UnixMicros
 from tierstore.types.ids import ObjectId, Revision
+from tierstore.types.metadata_storage import decode_metadata
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -71,6 +72,19 @@ class Watch:
             return self._visible(row)
         return None
 
+    def deadline(self) -> UnixMicros | None:
+        """The deadline of the one object, if it has one."""
+        for row in self.rows.by_id.values():
+            return row.expires
+        return None
+
+    def created(self) -> UnixMicros:
+        """When the one object was created; the epoch if there is none."""
+        for row in self.rows.by_id.values():
+            if not isinstance(row.content, Gone):
+                return decode_metadata(row.content.metadata, None).time_created
+        return 0
+
     def _visible(self, row: StoredRow) -> bytes | None:
         if row.expires is not None and row.expires <= self.clock.now():
             return None
@@ -95,6 +109,10 @@ class Watch:
         if old is not None and old.content is new.content:
             self._check_deadline(old, new)
             return
+        if old is not None and self._was_brought_inline(old, new):
+            self._check_deadline(old, new)
+            self.look("a write of the row")
+            return
         if isinstance(new.content, Tombstone):
             self.commits[new.content.revision] += 1
             if self.commits[new.content.revision] > 1:
@@ -103,6 +121,15 @@ class Watch:
         if value is not None or (old is not None and self._visible(old) is not None):
             self.changes.append(value)
         self.look("a write of the row")
+
+    def _was_brought_inline(self, old: StoredRow, new: StoredRow) -> bool:
+        """Whether the same object, by its metadata, which have its time, and its bytes, is in the row now."""
+        return (
+            isinstance(old.content, Tombstone)
+            and isinstance(new.content, Inline)
+            and old.content.metadata == new.content.metadata
+            and self._payload(old) == new.content.payload
+        )
 
     def _check_deadline(self, old: StoredRow, new: StoredRow) -> None:
         """The same content: fenced, or its deadline has moved, which it does only ahead and only in time."""

@@ -11,7 +11,18 @@ import psutil
 import pytest
 import urllib3
 import zstandard
-from objectstore_client import Client, GetResponse, Metadata, RequestError, Session, TimeToIdle, TimeToLive, Usecase
+from objectstore_client import (
+    Client,
+    ExpiryExtensionRejected,
+    GetResponse,
+    Metadata,
+    ObjectNotFound,
+    RequestError,
+    Session,
+    TimeToIdle,
+    TimeToLive,
+    Usecase,
+)
 
 from tierstore.limits import GIB, MIB, Limits
 from tierstore.testing.hostile import HOSTILE_KEYS
@@ -92,6 +103,50 @@ def test_server_made_keys(session: Session) -> None:
 def _can_be_sent(key: str) -> bool:
     """The client's HTTP library removes dot segments before it sends a path; `tests.http` sends those keys raw."""
     return not {".", ".."} & set(key.split("/"))
+
+
+@pytest.mark.parametrize("size", [10, MIB + 1])
+def test_extend_expiry(session: Session, size: int) -> None:
+    """Each kind of target moves the deadline as the client documents it; the ttl tells the lifetime, the tti stays."""
+    payload = os.urandom(size)
+    key = session.put(payload, key=f"extended/{size}", expiration_policy=TimeToLive(timedelta(hours=1)))
+    created = _head(session, key).time_created
+    assert created is not None
+    session.extend_expiry(key, from_creation=timedelta(hours=3))
+    assert _head(session, key).time_expires == created + timedelta(hours=3)
+    assert _head(session, key).expiration_policy == TimeToLive(timedelta(hours=3))
+    session.extend_expiry(key, from_now=timedelta(hours=1))
+    session.extend_expiry(key, from_now=timedelta(0))
+    assert _head(session, key).time_expires == created + timedelta(hours=3)
+    at = created + timedelta(days=9)
+    session.extend_expiry(key, at=at)
+    found = _head(session, key)
+    assert found.time_expires is not None
+    assert at <= found.time_expires <= at + timedelta(seconds=1)
+    assert _read(session, key) == payload
+    before = datetime.now(UTC)
+    session.put(payload, key=key, expiration_policy=TimeToIdle(timedelta(hours=1)))
+    session.extend_expiry(key, from_now=timedelta(hours=2))
+    found = _head(session, key)
+    assert found.time_expires is not None
+    assert before + timedelta(hours=2) <= found.time_expires <= datetime.now(UTC) + timedelta(hours=2)
+    assert found.expiration_policy == TimeToIdle(timedelta(hours=1))
+
+
+def test_extend_expiry_is_refused(session: Session) -> None:
+    """The client tells apart what is not there and what cannot be extended."""
+    with pytest.raises(ObjectNotFound):
+        session.extend_expiry("never there", from_now=timedelta(hours=1))
+    key = session.put(b"manual")
+    with pytest.raises(ExpiryExtensionRejected):
+        session.extend_expiry(key, from_now=timedelta(hours=1))
+    key = session.put(b"gone", expiration_policy=TimeToLive(timedelta(0)))
+    with pytest.raises(ObjectNotFound):
+        session.extend_expiry(key, from_now=timedelta(hours=1))
+    key = session.put(b"for a time", expiration_policy=TimeToLive(timedelta(hours=1)))
+    with pytest.raises(RequestError) as refused:
+        session.extend_expiry(key, from_creation=timedelta(days=36_601))
+    assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("key", [key for key in HOSTILE_KEYS if _can_be_sent(key)])

@@ -175,7 +175,8 @@ def _honest_requests(exchanges: Exchanges) -> None:
         assert exchanges.ask("GET", f"{PATH}{query}", (*headers, ("range", "bytes=0-3"))) == 206
         assert exchanges.ask("HEAD", f"{PATH}{query}", headers) == 204
         assert exchanges.ask("GET", f"{PATH}-absent{query}", headers) == 404
-        assert exchanges.ask("PATCH", f"{PATH}{query}", headers, payload) == 501
+        assert exchanges.ask("PATCH", f"{PATH}{query}", headers, payload) == 400
+        assert exchanges.ask("DELETE", f"{PATH}{query}", (*headers, ("if-match", MARKER))) == 501
     bearer = bearers[0][1]
     for name in ("content-type", "content-encoding", "x-sn-expiration", "content-md5", "x-snme-bad\x00", "expect"):
         exchanges.ask("PUT", PATH, (*bearer, (name, f"{MARKER} \xe9")), payload)

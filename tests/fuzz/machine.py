@@ -8,13 +8,14 @@ nothing else.
 import asyncio
 import base64
 import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
-from urllib.parse import quote
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote, unquote
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -34,6 +35,7 @@ from tests.fuzz.asking import (
     target,
     upload_target,
 )
+from tests.fuzz.batches import CONTENT_TYPE, KINDS, encoded
 from tests.fuzz.model import (
     MICROS,
     Address,
@@ -49,6 +51,7 @@ from tests.fuzz.model import (
 )
 from tests.fuzz.nonsense import Nonsense
 from tests.fuzz.serving import START_MICROS, FuzzedServer
+from tests.http.batches import read_answer
 from tests.http.harness import CLIENT_SECONDS_MAX, Connection, Response, head
 from tierstore.backends.high_volume.contract import Tombstone
 from tierstore.backends.long_term.memory import Repeats
@@ -194,6 +197,127 @@ class HttpMachine(RuleBasedStateMachine):
         address = self.address(which)
         assert self.ask("DELETE", target(address)).status == 204
         self.model.delete(address)
+
+    @rule(
+        which=_WHICH_ADDRESS,
+        start=st.sampled_from(["creation", "now"]),
+        written=st.sampled_from((*DURATIONS, ("36600d", 36_600 * 86_400), ("36599 days", 36_599 * 86_400))),
+        framing=st.sampled_from(["length", "length", "chunked", "continue"]),
+    )
+    def extend(self, which: int, start: Literal["creation", "now"], written: tuple[str, int], framing: str) -> None:
+        """Extend the expiry by a duration."""
+        body = json.dumps({"extend_expiry": {"after": written[0], "from": start}}).encode()
+        self.extended(
+            self.address(which), body, self.model.extend(self.address(which), start, written[1] * MICROS), framing
+        )
+
+    @rule(
+        which=_WHICH_ADDRESS,
+        after=st.sampled_from(["now", "deadline", "creation"]),
+        micros=st.sampled_from([-1, 0, 1, 999_999, MICROS, 3_600 * MICROS, 36_600 * 86_400 * MICROS]),
+        offset=st.sampled_from(["Z", "+00:00", "-00:00"]),
+    )
+    def extend_to(self, which: int, after: str, micros: int, offset: str) -> None:
+        """Extend the expiry to an instant, at the edges of those that mean something."""
+        address = self.address(which)
+        found = self.model.objects.get(address)
+        instant = self.model.now
+        if found is not None and found.deadline is not None and after != "now":
+            instant = found.deadline if after == "deadline" else found.created
+        instant += micros
+        body = json.dumps({"extend_expiry": {"at": timestamp(instant).replace("Z", offset)}}).encode()
+        self.extended(address, body, self.model.extend(address, "1970", instant), "length")
+
+    @rule(
+        which=_WHICH_ADDRESS,
+        size=st.sampled_from([1, 65]),
+        kind=st.sampled_from(["ttl", "tti"]),
+        written=st.sampled_from(DURATIONS[1:]),
+        extensions=st.lists(
+            st.tuples(
+                st.sampled_from([0.1, 0.5, 0.99, 1.0]),
+                st.sampled_from(["creation", "now"]),
+                st.sampled_from(DURATIONS),
+                st.sampled_from([-1, 0, 1]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def lease(
+        self,
+        which: int,
+        size: int,
+        kind: Literal["ttl", "tti"],
+        written: tuple[str, int],
+        extensions: list[tuple[float, Literal["creation", "now"], tuple[str, int], int]],
+    ) -> None:
+        """An object that is extended again and again, each time when some part of what it had left is over."""
+        address = self.address(which)
+        self.put(which, size, (Given(expiration=(kind, written[1])), written[0]), everything=False, framing="length")
+        for part, start, target_written, micros in extensions:
+            found = self.model.visible(address)
+            if found is None or found.deadline is None:
+                return
+            self.advance(max(round(part * (found.deadline - self.model.now)) + micros, 0))
+            self.extend(which, start, target_written, "length")
+
+    def extended(self, address: Address, body: bytes, status: int, framing: str) -> None:
+        """An extension has this answer, and then the object is as it has made it."""
+        answer = self.ask("PATCH", target(address), (), body, framing)
+        assert answer.status == status
+        self.look(address)
+
+    # Batches
+
+    @rule(
+        which=_WHICH_ADDRESS,
+        operations=st.lists(
+            st.tuples(st.sampled_from(KINDS), st.sampled_from(_KEYS), st.sampled_from(EDGES), givens()),
+            max_size=LIMITS.batch_operations_max,
+            unique_by=lambda operation: operation[1],
+        ),
+        framing=st.sampled_from(["length", "chunked", "continue"]),
+    )
+    def batch(self, which: int, operations: list[tuple[str, str, int, tuple[Given, str | None]]], framing: str) -> None:
+        """Operations on several objects, each once, in the place of one that is known."""
+        namespace = self.address(which).namespace
+        payloads = [self.payload(size) if kind == "insert" else b"" for kind, _, size, _ in operations]
+        sent = [
+            (
+                kind,
+                key,
+                request_headers(given[0], everything=False, written=given[1]) if kind == "insert" else (),
+                payload,
+            )
+            for (kind, key, _, given), payload in zip(operations, payloads, strict=True)
+        ]
+        response = self.ask("POST", f"/v1/objects:batch/{namespace}/", [CONTENT_TYPE], encoded(sent), framing)
+        answer = read_answer(response)
+        assert answer.whole
+        assert sorted(answer.results) == list(range(len(operations)))
+        for index, (kind, key, _, given) in enumerate(operations):
+            self.steps[{"get": "GET", "head": "HEAD", "insert": "PUT", "delete": "DELETE"}[kind]] += 1
+            address, result = Address(namespace, key), answer.results[index]
+            assert result.kind == kind
+            assert result.key is not None
+            assert unquote(result.key) == key
+            if kind == "insert":
+                if len(payloads[index]) > LIMITS.batch_part_bytes_max:
+                    assert result.status == 413
+                else:
+                    assert result.status == 201
+                    self.model.put(address, given[0], payloads[index])
+            elif kind == "delete":
+                assert result.status == 204
+                self.model.delete(address)
+            else:
+                found = self.model.visible(address)
+                assert result.status == (404 if found is None else 200 if kind == "get" else 204)
+                if found is not None:
+                    check_object_headers(found, result.headers, in_batch=True)
+                    assert result.body == (found.payload if kind == "get" else b"")
+                    self.model.accessed(address)
 
     # Time
 
@@ -345,11 +469,26 @@ class HttpMachine(RuleBasedStateMachine):
         sizes=st.lists(st.sampled_from([8, 9, 64, 65, 500]), min_size=1, max_size=3),
         before=st.sampled_from([None, 0, 65]),
         after=st.sampled_from(["nothing", "put", "delete", "abort"]),
+        nuisance=st.sampled_from(
+            [None] * 8 + ["", "wrong offset", "too much", "cut", "put", "delete", "cancel", "query"]
+        ),
     )
     def upload_whole(
-        self, which: int, given: tuple[Given, str | None], sizes: list[int], before: int | None, after: str
+        self,
+        which: int,
+        given: tuple[Given, str | None],
+        sizes: list[int],
+        before: int | None,
+        after: str,
+        nuisance: str | None,
     ) -> None:
-        """An upload that succeeds, though others write and delete the object meanwhile; and is completed once more."""
+        """An upload that succeeds, though others write and delete the object meanwhile; and is completed once more.
+
+        In parts, or as one stream.
+        """
+        if nuisance is not None:
+            self.resume(which, given, sum(sizes) % 513, sizes, nuisance)
+            return
         self.initiate(which, given, everything=False)
         self.parts(0, sizes, 1)
         if before is not None:
@@ -364,6 +503,66 @@ class HttpMachine(RuleBasedStateMachine):
             self.abort(0)
         self.complete(0, "", 2, 0)
         self.look(self.address(which))
+
+    def resume(self, which: int, given: tuple[Given, str | None], size: int, stops: list[int], nuisance: str) -> None:
+        """A resumable upload in pieces, with what may go wrong between them; and its last piece once more."""
+        address, payload = self.address(which), self.payload(size)
+        headers = request_headers(given[0], everything=False, written=given[1])
+        answer = self.ask(
+            "PUT", f"{target(address)}?upload_type=resumable", [*headers, ("upload-length", str(size))], b""
+        )
+        assert answer.status == 200
+        assert sorted(answer.json) == ["granularity", "key", "session"]
+        least = max(LIMITS.part_bytes_min, -(-size // (LIMITS.parts_max // 2)))
+        assert (answer.json["key"], answer.json["granularity"]) == (address.key, least)
+        session, held = f"{target(address)}?session={answer.json['session']}", 0
+        for stop in sorted({stop for stop in stops if stop < size}):
+            if stop - held < least:
+                assert self.ask("PUT", session, [("upload-offset", str(held))], payload[held:stop]).status == 400
+                continue
+            self.appended(session, held, payload[held:stop], stop)
+            held = stop
+        if self.disturbed(session, address, held, nuisance):
+            return
+        last = [("upload-offset", str(held))]
+        for again in (False, True):
+            answer = self.ask("PUT", session, last, payload[held:])
+            assert (answer.status, answer.json) == (201, {"key": address.key})
+            if not again:
+                self.model.put(address, given[0], payload)
+        assert self.ask("DELETE", session).status == 404
+        self.look(address)
+        self.head(which, ranged=False)
+
+    def appended(self, session: str, offset: int, piece: bytes, held: int) -> None:
+        """Send a piece that is not the last; the session holds so much then."""
+        answer = self.ask("PUT", session, [("upload-offset", str(offset))], piece)
+        assert (answer.status, answer.headers["upload-offset"]) == (204, str(held))
+
+    def disturbed(self, session: str, address: Address, held: int, nuisance: str) -> bool:
+        """Do something between two pieces; return whether it ends the upload."""
+        match nuisance:
+            case "wrong offset":
+                answer = self.ask("PUT", session, [("upload-offset", str(held + 1))], b"")
+                assert answer.status in {400, 409}
+            case "too much":
+                assert self.ask("PUT", session, [("upload-offset", str(held))], b"x" * 501).status == 400
+            case "cut":
+                self.cut_off("PUT", session, 0, "chunked")
+            case "put":
+                self.put(self.known.index(address), 65, (Given(), None), everything=False, framing="length")
+            case "delete":
+                self.delete(self.known.index(address))
+            case "cancel":
+                assert self.ask("DELETE", session).status == 204
+            case _:
+                pass
+        answer = self.ask("PUT", session, [("upload-offset", "*")], b"")
+        if nuisance == "cancel":
+            assert answer.status == 404
+            return True
+        assert (answer.status, answer.headers["upload-offset"]) == (204, str(held))
+        return False
 
     @_with_uploads
     @rule(which=_WHICH_UPLOAD)

@@ -69,6 +69,14 @@ _METADATA = (
     ("x-snme-", "no name"), ("content-range", "bytes 0-1/2"),
 )  # fmt: skip
 
+_EXTENSIONS = (
+    b"", b"{}", b"null", b"[[", b"\xff", b'{"extend_expiry": {}}', b'{"extend_expiry": {"after": "1h"}}',
+    b'{"extend_expiry": {"after": "1h", "from": "then"}}', b'{"extend_expiry": {"after": "1.5h", "from": "now"}}',
+    b'{"extend_expiry": {"after": "1h", "from": "now", "at": "2030-01-01T00:00:00Z"}}',
+    b'{"extend_expiry": {"at": "2030-01-01"}}', b'{"extend_expiry": {"at": 1}}',
+    b'{"extend_expiry": {"after": "1h", "from": "now"}, "x": 1}',
+)  # fmt: skip
+
 OF_OBJECTS = (
     *(_of_object(f"{name}: {value}", 400, headers=((name, value),)) for name, value in _METADATA),
     *(
@@ -83,11 +91,37 @@ OF_OBJECTS = (
     _of_object("two lengths", 400, headers=(("content-length", "1"),)),
     _of_object("if-none-match", 501, headers=(("if-none-match", "*"),)),
     _of_object("delete if-match", 501, method="DELETE", headers=(("if-match", '"x"'),), body=None),
-    _of_object("resumable", 501, query="?upload_type=resumable"),
+    _of_object("a resumable upload of no length", 400, query="?upload_type=resumable", body=b""),
+    *(
+        _of_object(
+            f"a resumable upload of {length!r}",
+            400,
+            query="?upload_type=resumable",
+            body=b"",
+            headers=(("upload-length", length),),
+        )
+        for length in ("-1", "+1", "1.0", "x", "*", "9" * 30, "1, 1")
+    ),
+    _of_object(
+        "a resumable upload with a body", 400, query="?upload_type=resumable", headers=(("upload-length", "8"),)
+    ),
+    _of_object(
+        "too much for a resumable upload",
+        413,
+        query="?upload_type=resumable",
+        body=b"",
+        headers=(("upload-length", str(1 << 50)),),
+    ),
+    _of_object("no session, from an offset", 404, query="?session=token", headers=(("upload-offset", "0"),)),
+    _of_object("no session, asked", 404, query="?session=token", headers=(("upload-offset", "*"),), body=b""),
     _of_object("another upload type", 400, query="?upload_type=other"),
-    _of_object("session", 501, query="?session=token"),
-    _of_object("cancel a session", 501, method="DELETE", query="?session=token", body=None),
-    _of_object("extend", 501, method="PATCH", body=b'{"extend_expiry": {"after": "1h", "from": "now"}}'),
+    _of_object("session", 404, query="?session=token"),
+    _of_object("two sessions", 400, query="?session=a&session=b"),
+    _of_object("a session and another", 400, query="?session=a&upload_type=resumable"),
+    _of_object("cancel a session", 404, method="DELETE", query="?session=token", body=None),
+    *(_of_object(f"extend by {body!r}", 400, method="PATCH", body=body) for body in _EXTENSIONS),
+    _of_object("extend by too much", 413, method="PATCH", body=b" " * 5_000),
+    _of_object("extend if-match", 501, method="PATCH", headers=(("if-match", '"x"'),), body=b"{}"),
     _of_object("post to a key", 405, method="POST"),
     _of_object("an unknown method", 405, 501, method="FROBNICATE", body=None),
     _of_object("a lower-case method", 400, 405, 501, method="put"),
@@ -103,7 +137,7 @@ OF_OBJECTS = (
     _of_object(
         "an unknown upload", 400, 404, method="GET", kind=":multipart:parts", query="?upload_id=AAAA", body=None
     ),
-    _at("a batch", "/v1/objects:batch/testing/_/", 501, method="POST"),
+    _at("a batch", "/v1/objects:batch/testing/_/", 400, method="POST"),
     _at("a short usecase", "/v1/objects/ab/_/a", 400),
     _at("a usecase with a dot", "/v1/objects/a.b/_/a", 400),
     _at("a scope without a value", "/v1/objects/testing/org=/a", 400),

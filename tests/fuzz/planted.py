@@ -1,6 +1,6 @@
 """Services that are wrong in one way each, as a change of the real one might make it: the machine must find them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,8 +9,9 @@ import msgspec
 from tierstore.errors import InvalidPart, NoSuchUpload, ObjectNotFound
 from tierstore.service.service import ObjectService
 from tierstore.tiering.objects import OpenObject
+from tierstore.types.expiry import AfterCreation, AfterNow, ExpiryTarget
 from tierstore.types.ids import ObjectId, Revision
-from tierstore.types.metadata import MANUAL, Metadata, TimeToIdle
+from tierstore.types.metadata import MANUAL, Expiration, Metadata, TimeToIdle
 from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
 from tierstore.types.objects import FoundObject, Tier
 from tierstore.types.ranges import ByteRange
@@ -58,6 +59,16 @@ class MovesNoDeadline(ObjectService):
                 assert raw is not None
                 await self._high_volume.compare_and_write(object_id, now.version, raw.content, row.expires)
         return found
+
+
+class ExtendsFromNow(ObjectService):
+    """Extensions count from now, whatever they say."""
+
+    async def extend_expiry(
+        self, object_id: ObjectId, target: ExpiryTarget, permit: Callable[[Expiration], None]
+    ) -> Tier:
+        from_now = AfterNow(target.seconds) if isinstance(target, AfterCreation) else target
+        return await super().extend_expiry(object_id, from_now, permit)
 
 
 class ServesOtherBytes(ObjectService):
@@ -126,7 +137,6 @@ class LeavesOrphans(ObjectService):
 
 
 PLANTED: Final = (
-    KeepsLargeObjects, ForgetsOrigins, NeverExpires, MovesNoDeadline, ServesOtherBytes, BelievesTags, ForgetsOutcomes,
-    AbortsNothing,
-    TrustsDigests, EndsListsEarly, LeavesOrphans,
+    KeepsLargeObjects, ForgetsOrigins, NeverExpires, MovesNoDeadline, ExtendsFromNow, ServesOtherBytes, BelievesTags,
+    ForgetsOutcomes, AbortsNothing, TrustsDigests, EndsListsEarly, LeavesOrphans,
 )  # fmt: skip

@@ -195,7 +195,7 @@ class FuzzedServer:
             return build_service(tiering, stores, limits=self.limits, ids=ids, mutations=mutations)
         every = (stores.high_volume, stores.long_term, stores.changelog)
         return self._service_class(
-            tiering.store, tiering.uploads, *every, limits=self.limits, ids=ids, mutations=mutations
+            tiering.store, tiering.uploads, tiering.resumable, *every, limits=self.limits, ids=ids, mutations=mutations
         )
 
     def _report(self, name: str, error: BaseException) -> None:

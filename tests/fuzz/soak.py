@@ -14,7 +14,7 @@ from contextlib import closing
 from hypothesis import seed as seeded
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.fuzz import configs, files, rows, values, wire
+from tests.fuzz import batches, configs, files, rows, values, wire
 from tests.fuzz.asking import LIMITS
 from tests.fuzz.fuzzers import Fuzzer, configured
 from tests.fuzz.machine import machine_for
@@ -35,7 +35,11 @@ def turns(examples: int) -> Generator[Turn]:
     """What takes its turn in a round, with ``examples`` inputs each, about. To be closed."""
     for fuzzers in (values.FUZZERS, configs.FUZZERS, files.FUZZERS, rows.FUZZERS):
         yield from (_turn(fuzzer, examples) for fuzzer in fuzzers)
-    for enforce, fuzzers_of in ((False, wire.open_fuzzers), (True, wire.guarded_fuzzers)):
+    for enforce, fuzzers_of in (
+        (False, wire.open_fuzzers),
+        (False, batches.batch_fuzzers),
+        (True, wire.guarded_fuzzers),
+    ):
         with FuzzedServer(wire.LIMITS, enforce=enforce) as server:
             yield from (_turn(fuzzer, examples) for fuzzer in fuzzers_of(server))
     yield _machine_turn("state machine", round(examples * _EXAMPLES_OF_MACHINE), on_disk=False)

@@ -15,7 +15,7 @@ def test_everything_has_its_turn() -> None:
     """However short the soak, each fuzzer and both state machines have tried something."""
     counted = soak.run(0, seed=1, examples=5)
     names = {fuzzer.name for fuzzer in (*values.FUZZERS, *configs.FUZZERS, *files.FUZZERS, *rows.FUZZERS)}
-    names |= {"any bytes", "any bytes, one by one", "pipelines", "credentials"}
+    names |= {"any bytes", "any bytes, one by one", "pipelines", "credentials", "batches", "batches, byte by byte"}
     names |= {
         f"{name}: {what}" for name in ("state machine", "state machine, embedded") for what in ("examples", "requests")
     }

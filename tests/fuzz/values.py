@@ -7,6 +7,7 @@ a parser can be told otherwise what to say (the standard library has one too), i
 import base64
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -22,16 +23,19 @@ from tests.fuzz.fuzzers import Fuzzer, parsed
 from tests.fuzz.mutations import LongText, any_text, damaged, damaged_text, long_winded
 from tests.unit.types import strategies as values
 from tierstore.errors import CorruptObject, HeadersTooLarge, InvalidRequest, RangeNotSatisfiable
+from tierstore.http.expiry import parse_extension
 from tierstore.http.parsing import OBJECTS_PREFIX, AddressParser, object_path, parse_query, parse_single, percent_decode
 from tierstore.http.uploads import parse_parts
 from tierstore.limits import Limits
 from tierstore.types.durations import format_duration, parse_duration, read_duration
-from tierstore.types.ids import AS_STORED, ObjectId, Revision, parse_scopes, parse_usecase
+from tierstore.types.expiry import AfterNow, AtInstant
+from tierstore.types.ids import AS_STORED, SESSION_UUID_BIT, ObjectId, Revision, parse_scopes, parse_usecase
 from tierstore.types.metadata import ObjectInfo, deadline
 from tierstore.types.metadata_headers import Header, content_disposition, headers_from_info, metadata_from_headers
 from tierstore.types.metadata_storage import decode_metadata, encode_metadata
 from tierstore.types.multipart import UploadId
 from tierstore.types.ranges import Span, parse_range, resolve
+from tierstore.types.resumable import Progress, SessionId, decode_session, encode_session
 from tierstore.types.sizes import format_size, parse_size
 from tierstore.types.timestamps import EARLIEST, LATEST, format_timestamp, parse_timestamp
 
@@ -271,6 +275,30 @@ def _others_upload_ids(case: tuple[UploadId, ObjectId]) -> None:
     assert decoded == (upload if object_id == upload.revision.object_id else None)
 
 
+def _damaged_tokens(case: tuple[UploadId, str]) -> None:
+    """Nothing but a token itself names its session, and least of all the id of the same upload."""
+    upload, text = case
+    revision = upload.revision
+    marked = replace(revision, uuid=UUID(int=revision.uuid.int | SESSION_UUID_BIT))
+    session = SessionId(replace(upload, revision=marked))
+    token = text if len(text) % 2 else session.encode()[: len(text)] + text[len(session.encode()) :]
+    for candidate in (text, token, session.encode()):
+        decoded = parsed(partial(SessionId.decode, candidate, upload.revision.object_id, LIMITS))
+        assert decoded == (session if candidate == session.encode() else None)
+
+
+def _stored_sessions(raw: bytes) -> None:
+    """Bytes of a store are a session that makes sense, and is written again as it was, or corrupt."""
+    found = parsed(lambda: decode_session(raw), CorruptObject)
+    if found is not None:
+        progress, wanted = found
+        assert 0 <= progress.offset <= progress.length
+        numbers = [number for ends in progress.counted for number in ends]
+        assert numbers == sorted(numbers)
+        assert all(0 < number < progress.next_number for number in numbers)
+        assert decode_session(encode_session(progress, wanted)) == found
+
+
 def _documents(raw: bytes) -> None:
     """A list of parts is what the standard library reads in the same bytes."""
     parts = parsed(lambda: parse_parts(raw, LIMITS))
@@ -281,10 +309,27 @@ def _documents(raw: bytes) -> None:
         assert all(1 <= part.number <= LIMITS.parts_max and part.etag.isascii() for part in parts)
 
 
+def _extensions(raw: bytes) -> None:
+    """An extension has the form of one, says nothing besides, and means what the standard library reads in it."""
+    target = parsed(lambda: parse_extension(raw, LIMITS), InvalidRequest)
+    if target is None:
+        return
+    document = json.loads(raw)
+    assert list(document) == ["extend_expiry"]
+    said = document["extend_expiry"]
+    if isinstance(target, AtInstant):
+        assert list(said) == ["at"]
+        assert target.instant == parse_timestamp(said["at"])
+        return
+    assert sorted(said) == ["after", "from"]
+    assert target.seconds == parse_duration(said["after"], LIMITS) <= LIMITS.duration_seconds_max
+    assert said["from"] == ("now" if isinstance(target, AfterNow) else "creation")
+
+
 @st.composite
 def _upload_ids(draw: st.DrawFn) -> UploadId:
     revision = draw(values.revisions())
-    uuid = UUID(int=revision.uuid.int & ~(0xF << 76 | 3 << 62) | 8 << 76 | 2 << 62)
+    uuid = UUID(int=revision.uuid.int & ~(0xF << 76 | 3 << 62 | SESSION_UUID_BIT) | 8 << 76 | 2 << 62)
     store_id = draw(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40))
     return UploadId(Revision(revision.object_id, uuid), store_id)
 
@@ -318,6 +363,21 @@ _NESTED = st.builds(
     st.sampled_from(["[", '{"parts":', '{"x":[', '[{"a":']),
     st.sampled_from([10, 1_000, 100_000]),
     st.sampled_from(["", '{"parts":', '{"parts":[{"part_number":', '{"x":']),
+)
+_EXTENDED_TO = st.fixed_dictionaries(
+    {},
+    optional={
+        "at": st.sampled_from(["2030-01-02T03:04:05Z", "2030-01-02T03:04:05.678901+02:00", "2030-01-02", "", 0, None]),
+        "after": st.sampled_from(["30d", "1h 30min", "0s", "36600d", "36601d", "1.5h", "", 5, None]),
+        "from": st.sampled_from(["now", "creation", "Now", "", None]),
+        "more": st.just(1),
+    },
+)
+_EXTENSIONS = st.builds(
+    lambda said, name, spaces: json.dumps({name: said}, indent=spaces).encode(),
+    _EXTENDED_TO | st.sampled_from([{"at": "2030-01-02T03:04:05Z"}, {"after": "30d", "from": "now"}]),
+    st.sampled_from(["extend_expiry", "extend_expiry", "extend_expiry", "extend"]),
+    st.sampled_from([None, 0, 3]),
 )
 _ENCODED_OTHERWISE = _DOCUMENTS.flatmap(
     lambda raw: st.sampled_from(["utf-16", "utf-32-le", "utf-8-sig", "utf-7"]).map(raw.decode().encode)
@@ -365,6 +425,27 @@ _BUILT = st.lists(
 
 def _forged(fields: list[Any]) -> bytes:
     return _checksummed(b"\x01" + msgspec.msgpack.encode(fields))
+
+
+_PROGRESSES = st.lists(
+    st.one_of(
+        st.integers(-1, 5), st.sampled_from([2**63, 10_000, 70]), st.none(), st.binary(max_size=4),
+        st.lists(st.lists(st.integers(-1, 6), min_size=2, max_size=2), max_size=3),
+    ),
+    min_size=4, max_size=6,
+)  # fmt: skip
+_SESSIONS = st.sampled_from(
+    [
+        Progress(70),
+        Progress(70, 60, 7, ((1, 2), (4, 6))),
+        Progress(0, 0, 2, ((1, 1),)),
+        Progress(5 << 40, 1, 9_999, ((1, 1),)),
+    ]
+).map(lambda progress: encode_session(progress, b"wanted"))
+
+
+def _forged_session(fields: list[Any]) -> bytes:
+    return _checksummed(b"\x81" + msgspec.msgpack.encode(fields))
 
 
 FUZZERS = (
@@ -420,8 +501,18 @@ FUZZERS = (
     ),
     Fuzzer("upload ids", _upload_ids().flatmap(_with_damage), _damaged_upload_ids),
     Fuzzer("upload ids of others", st.tuples(_upload_ids(), values.object_ids()), _others_upload_ids),
+    Fuzzer("session tokens", _upload_ids().flatmap(_with_damage), _damaged_tokens),
+    Fuzzer(
+        "stored sessions",
+        _SESSIONS
+        | damaged(_SESSIONS)
+        | damaged(_SESSIONS.map(lambda raw: raw[:-4]), 4).map(_checksummed)
+        | _PROGRESSES.map(_forged_session),
+        _stored_sessions,
+    ),
     Fuzzer("documents", _DOCUMENTS | damaged(_DOCUMENTS) | _ENCODED_OTHERWISE | st.binary(max_size=40), _documents),
     Fuzzer("documents, nested", _NESTED, _documents, 0.1),
+    Fuzzer("extensions", _EXTENSIONS | damaged(_EXTENSIONS) | st.binary(max_size=40), _extensions),
     Fuzzer("stored metadata", st.binary(max_size=60) | _FORGED | _BUILT.map(_forged), _stored_metadata),
     Fuzzer(
         "stored metadata, damaged",

@@ -225,6 +225,8 @@ class Response:
     headers: dict[str, str]
     body: bytes
     informational: list[int] = field(default_factory=list)
+    complete: bool = True
+    """Whether the connection did not end before the response."""
 
     @property
     def json(self) -> dict[str, object]:
@@ -280,17 +282,18 @@ class Connection:
             while status < 200:
                 informational.append(status)
                 status, headers = await self.response_head()
-            body = b""
+            body, complete = bytearray(), True
             if not bodiless and status not in {204, 304}:
                 try:
                     if headers.get("transfer-encoding") == "chunked":
                         while chunk := await self.chunk():
                             body += chunk
                     else:
-                        body = await self.reader.readexactly(int(headers["content-length"]))
+                        body += await self.reader.readexactly(int(headers["content-length"]))
                 except asyncio.IncompleteReadError as cut:
-                    body = cut.partial
-            return Response(status, headers, body, informational)
+                    body += cut.partial
+                    complete = False
+            return Response(status, headers, bytes(body), informational, complete)
 
     async def chunk(self) -> bytes:
         """Read the next chunk of a chunked response; empty at its end."""

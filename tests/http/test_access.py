@@ -14,6 +14,7 @@ from tierstore.admission.authentication import Access
 from tierstore.admission.keys import KeyDirectory, verifying_key
 from tierstore.admission.rules import Rules
 from tierstore.http.routes import Listed, ObjectRoutes
+from tierstore.idsource import SystemIds
 from tierstore.tasks import TaskOwner
 from tierstore.types.permissions import Permission
 
@@ -76,11 +77,12 @@ async def test_no_credential_is_written_down(guarded: Running) -> None:
 
 
 def _routes() -> list[Listed]:
-    return list(ObjectRoutes(LIMITS, TaskOwner(1, lambda *_: None)).listed())
+    return list(ObjectRoutes(LIMITS, TaskOwner(1, lambda *_: None), SystemIds()).listed())
 
 
 def _name(listed: Listed) -> str:
-    return f"{listed.method} {listed.prefix.decode()}…{'/key' if listed.names_object else ''}"
+    query = f"?{listed.query}" if listed.query else ""
+    return f"{listed.method} {listed.prefix.decode()}…{'/key' if listed.names_object else ''}{query}"
 
 
 async def test_every_route_names_its_permission() -> None:
@@ -100,6 +102,10 @@ async def test_every_route_names_its_permission() -> None:
         "PUT /v1/objects:multipart:parts/…/key": write,
         "GET /v1/objects:multipart:parts/…/key": write,
         "POST /v1/objects:multipart:complete/…/key": write,
+        "POST /v1/objects/…?upload_type=resumable": write,
+        "PUT /v1/objects/…/key?upload_type=resumable": write,
+        "PUT /v1/objects/…/key?session=": write,
+        "DELETE /v1/objects/…/key?session=": write,
     }
 
 
@@ -120,7 +126,8 @@ async def test_every_route_with_every_permission_and_scope(guarded: Running, lis
     target = (
         listed.prefix.decode()
         + "testing/org=1;project=2/"
-        + ("key?upload_id=x&part_number=1" if listed.names_object else "")
+        + ("key" if listed.names_object else "")
+        + f"?{listed.query or 'upload_id=x&part_number=1'}"
     )
     needed = listed.route.permission
     subsets = itertools.chain.from_iterable(itertools.combinations(ALL, count) for count in range(4))

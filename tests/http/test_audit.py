@@ -25,6 +25,7 @@ from tierstore.errors import OutcomeUnknown, Unavailable
 from tierstore.http import app, request_log, uploads
 from tierstore.http.request_log import MUTATION_ENDED, MUTATIONS, REQUEST
 from tierstore.http.routes import ObjectRoutes
+from tierstore.idsource import SystemIds
 from tierstore.tasks import TaskOwner
 from tierstore.testing.clock import ManualClock
 from tierstore.testing.faults import FailBefore, Fault, LoseReply, Pause
@@ -78,7 +79,7 @@ def document(etag: object) -> bytes:
 
 async def test_every_operation_that_changes_something_is_known() -> None:
     """A route with another method than GET and HEAD is audited; one that is added has to be named here, or is found."""
-    listed = list(ObjectRoutes(LIMITS, TaskOwner(1, lambda *_: None)).listed())
+    listed = list(ObjectRoutes(LIMITS, TaskOwner(1, lambda *_: None), SystemIds()).listed())
     assert {each.route.operation for each in listed if each.method not in {"GET", "HEAD"}} == MUTATIONS
     assert MUTATIONS.isdisjoint(each.route.operation for each in listed if each.method in {"GET", "HEAD"})
 
@@ -136,6 +137,19 @@ async def test_every_mutation_has_one_line(lines: Lines) -> None:
         assert (line["operation"], line["key"], line["audit"]) == ("abort_upload", "film", "done")
         _, line = await ask("DELETE", f"{MULTIPART}/film{query}")
         assert (line["audit"], line["status"], line["error"]) == ("failed", 404, "NoSuchUpload")
+        begun = await server.request(
+            "PUT", f"{ROOT}/stream?upload_type=resumable", [*bearer, ("upload-length", "4")], b""
+        )
+        done += 1
+        line = await the_line(lines, done)
+        assert (line["operation"], line["key"], line["audit"]) == ("create_session", "stream", "done")
+        session, upload = f"{ROOT}/stream?session={begun.json['session']}", line["upload"]
+        await server.request("PUT", session, [*bearer, ("upload-offset", "0")], b"part")
+        done += 1
+        line = await the_line(lines, done)
+        assert (line["operation"], line["upload"], line["audit"], line["status"]) == ("append", upload, "done", 201)
+        _, line = await ask("DELETE", session)
+        assert (line["operation"], line["audit"], line["error"]) == ("cancel_session", "failed", "NoSuchUpload")
         _, line = await ask("PUT", f"{ROOT}/wrong?upload_type=x", b"x")
         assert (line["audit"], line["status"], line["error"]) == ("failed", 400, "InvalidRequest")
         for method, target in (("GET", "film"), ("HEAD", "film"), ("GET", "absent")):

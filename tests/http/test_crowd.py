@@ -75,7 +75,7 @@ async def test_who_waits_for_a_client_has_no_place(kind: str) -> None:
         async with AsyncExitStack() as stack:
             for _ in range(40):  # one after the other: as they come, each needs a place for a moment
                 await stack.enter_async_context(held(server, kind, 2))
-            assert at_work() == 0
+            await eventually("nobody is at work", lambda: at_work() == 0)
             await served(server)
             assert len(server.connections) >= 80
 

@@ -39,6 +39,10 @@ ROUTES = [
     ("PUT", f"{PARTS}/key?upload_id=x&part_number=1"),
     ("GET", f"{PARTS}/key?upload_id=x"),
     ("POST", f"{COMPLETE}/key?upload_id=x"),
+    ("POST", f"{ROOT}/?upload_type=resumable"),
+    ("PUT", f"{ROOT}/key?upload_type=resumable"),
+    ("PUT", f"{ROOT}/key?session=x"),
+    ("DELETE", f"{ROOT}/key?session=x"),
 ]
 INSERTS = [("POST", f"{ROOT}/"), ("PUT", f"{ROOT}/key"), ("POST", f"{MULTIPART}/"), ("PUT", f"{MULTIPART}/key")]
 

@@ -22,6 +22,8 @@ def made(kind: type[errors.TierstoreError]) -> errors.TierstoreError:
         return errors.MethodNotAllowed(("GET", "PUT"))
     if kind is errors.RangeNotSatisfiable:
         return errors.RangeNotSatisfiable(12)
+    if kind is errors.OffsetMismatch:
+        return errors.OffsetMismatch(12)
     return kind("a sentence for a person")
 
 

@@ -20,6 +20,7 @@ from tierstore.testing.traces import Answer, Called, Kind
 from tierstore.types.ids import Revision
 
 NO_STEP: Mapping[str, str] = {
+    "changelog.advance": "it says which parts of an upload count, and the model has no parts",
     "changelog.expedite": "it changes when a sweeper comes, and the model's comes at any time",
     "long_term.remove_debris": "debris is what never became a blob, and the model has only blobs",
 }
@@ -88,7 +89,7 @@ def _read_row(picture: Picture, call: Called) -> None:
     thread = _thread(picture, call)
     if thread is None and call.actor.kind is Kind.PUT:
         thread = picture.begin(call.actor.number, "B")
-    if thread is None and call.actor.kind is Kind.COMPLETE and call.actor.upload is not None:
+    if thread is None and call.actor.kind in {Kind.COMPLETE, Kind.RESUME} and call.actor.upload is not None:
         thread = picture.begin(call.actor.number, "A", picture.names.revision(call.actor.upload.uuid))
     if thread is None:
         return
@@ -167,6 +168,20 @@ def _point(picture: Picture, call: Called) -> None:
     picture.take(number, call.at, "pointed" if call.result else "lost", lambda to: to[0] in after)
 
 
+def _bring_inline(picture: Picture, call: Called) -> None:
+    _, expected, not_after = call.arguments
+    number = _number(call)
+    before = _at(picture, call, "N", "swap")
+    based = picture.row_of_version(expected)
+    _check(based is not None and based[1] == before.loc[1], f"it goes by {based}, and not by one with {before.old}")
+    thread = picture.put_at(number, "swap", based)
+    _check(not call.result or call.at <= not_after, "it was written, and it was too late")
+    if not call.result and call.at > not_after and thread.loc[0] == picture.row[0]:  # as if lost
+        picture.put_at(number, "forget", ("again",))
+        return
+    picture.take(number, call.at, "written" if call.result else "lost", lambda to: _writes(to) == call.result)
+
+
 def _fence(picture: Picture, call: Called) -> None:
     _at(picture, call, "S", "fence")
     picture.take(_number(call), call.at, "fences")
@@ -174,7 +189,12 @@ def _fence(picture: Picture, call: Called) -> None:
 
 
 def _extend(picture: Picture, call: Called) -> None:
-    """It changes no version and no content: no step. But a row of another version, or none, cannot be extended."""
+    """No step, be it an access's bump, a client's extension, or a read that makes sure that there is none.
+
+    It changes no version and no content, and the model has no clocks: what there is to decide is the same before it and
+    after. That an extension or the settling of what has expired wins, and not both, is a matter of the row's deadline:
+    a law of every store, and none of the order of steps. But a row of another version, or none, cannot be extended.
+    """
     _, version, _ = call.arguments
     if call.result:
         _check(picture.row[1][0] in {"inline", "tomb"}, f"extended, and the row is {picture.row}")
@@ -207,6 +227,10 @@ def _read_blob(picture: Picture, call: Called) -> None:
     found = call.result is not None or isinstance(call.error, CorruptObject)
     picture.observe_blob(revision.uuid, found)
     thread = _thread(picture, call)
+    if thread is not None and (thread.kind, thread.pc, found) == ("N", "swap", False):  # somebody was faster
+        _check(_name(picture, revision) == thread.old, f"it reads another blob than {thread.old}")
+        picture.take(_number(call), call.at, "finds no blob to bring inline", lambda to: to[0] == "forget")
+        return
     if thread is None or call.name != "long_term.head" or _name(picture, revision) != thread.its:
         return
     if (thread.kind, thread.pc) == ("A", "assemble"):  # its own assembly has failed so far, and may still come late
@@ -222,7 +246,7 @@ def _delete_blob(picture: Picture, call: Called) -> None:
     name = _name(picture, call.arguments[0])
     if thread is not None and thread.kind == "B" and name == thread.rev and thread.pc in _GIVES_UP["B"]:
         thread = picture.put_at(number, "discard")
-    thread = _at(picture, call, "ABCDES", "delete-old", "delete", "discard")
+    thread = _at(picture, call, "ABCDENS", "delete-old", "delete", "discard")
     its = thread.old if thread.pc == "delete-old" else thread.its
     _check(name == its, f"it deletes {name}, and is to delete {its}")
     picture.take(number, call.at, "deletes the blob")
@@ -298,7 +322,14 @@ def _record(picture: Picture, call: Called) -> None:
         base = None if old is None else picture.last_row_with(("tomb", picture.names.revision(old.uuid)))
         _check(base is not None, "it settles a tombstone that never was")
         picture.put_at(number, "record", base)
-    thread = _at(picture, call, "BCDE", "record")
+    if call.actor is not None and call.actor.kind is Kind.INLINE and number not in picture.threads:
+        _check(old is not None, "it brings nothing inline")
+        rev = picture.names.revision(old.uuid)
+        picture.begin(number, "N", rev)
+        base = picture.last_row_with(("tomb", rev))
+        _check(base is not None, "it brings inline what was never committed")
+        picture.put_at(number, "record", base)
+    thread = _at(picture, call, "BCDEN", "record")
     if new is not None:
         picture.names.revision(new.uuid, thread.me)
     picture.names.own(owner, thread.me)
@@ -357,7 +388,7 @@ def _mark_done(picture: Picture, call: Called) -> None:
     before = _thread(picture, call)
     if lost is not None and before is not None and before.pc == "forget":
         picture.put_at(number, "done", lost)  # it has not been told that it lost, has looked as at "swap", and goes on
-    thread = _at(picture, call, "ABCDES", "done", "mark", "drop", "keep")
+    thread = _at(picture, call, "ABCDENS", "done", "mark", "drop", "keep")
     name = _name(picture, call.arguments[0])
     its = thread.old if thread.pc == "mark" else thread.its
     _check(thread.pc != "keep" or thread.loc[0][1] == "U", "an upload's own entry is marked, and this is another")
@@ -449,6 +480,7 @@ STEPS: Mapping[str, Callable[[Picture, Called], None]] = {
     "high_volume.delete_inline": _write_blindly(Kind.DELETE),
     "high_volume.compare_and_write": _compare_and_write,
     "high_volume.point": _point,
+    "high_volume.bring_inline": _bring_inline,
     "high_volume.fence": _fence,
     "high_volume.extend": _extend,
     "high_volume.scan": _list_rows,
@@ -508,6 +540,13 @@ def answered(picture: Picture, number: int, kind: Kind, upload: Revision | None,
             if thread is not None and thread.rev in picture.outlived:
                 return
             _check(thread is None or thread.rev not in picture.commits, "refused, and it has been committed")
+        case Kind.RESUME, Answer.OK if upload is not None:  # maybe told by its entry alone
+            rev = picture.names.revision(upload.uuid)
+            _check(rev in picture.commits, f"completed, and in the model {thread}, after commits of {picture.commits}")
+        case Kind.RESUME, Answer.REFUSED if upload is not None:
+            own = picture.upload_entry(rev := picture.names.revision(upload.uuid))
+            ended = (own is None or own[4] == "swept") and (rev not in picture.commits or rev in picture.outlived)
+            _check(ended, f"refused, and in the model {own}, after commits of {picture.commits}")
         case Kind.ABORT, Answer.OK if upload is not None:
             own = picture.upload_entry(rev := picture.names.revision(upload.uuid))
             aborted = (own is None or own[4] == "swept") and rev not in picture.commits

@@ -33,8 +33,10 @@ from tierstore.testing.faults import (
 )
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.traces import Kind, Record, Recorder, acting, bound, look, recorded
+from tierstore.types.expiry import AfterCreation, AfterNow
 from tierstore.types.metadata import Expiration, Manual, Metadata, TimeToIdle, TimeToLive
 from tierstore.types.multipart import PartName, UploadId
+from tierstore.types.resumable import SessionId, Stored
 
 T = TypeVar("T")
 Plant = Callable[[Stores], Stores]
@@ -125,9 +127,11 @@ class Storm:
         drawn = self.random.choice([0.0, 0.01, 0.03, 0.1])
         self.probability = drawn if probability is None else probability
         self._pauses = self.random.choice([(0, 1, 3, 6), (0, 10, 20, 50), (0, 10, 50, 200, 600)])
+        self._jumps = self.random.choice([0.03, 0.1])
         self._keys = self.random.choice([("k",), ("k", "l")])
         self._instances = [Instance(self, number) for number in range(self.random.randint(2, 3))]
         self._uploads: list[tuple[UploadId, Sequence[PartName]]] = []
+        self._sessions: list[SessionId] = []
 
     async def run(self, actors: int = 30) -> Sequence[Record]:
         """Let it pass; return its trace."""
@@ -151,7 +155,7 @@ class Storm:
         instance.script.restart()
         if self.random.random() < 0.2:
             await instance.script.arrive()
-        if self.random.random() < 0.03:
+        if self.random.random() < self._jumps:
             self.clock.advance(self._jump())
         self.clock.advance(LIMITS.complete_poll_seconds)
 
@@ -201,7 +205,10 @@ class Storm:
             (self._delete, 3),
             (self._read, 2),
             (self._keep_alive, 2),
+            (self._extend, 2),
             (lambda _, key: self._begin_upload(key), 3),
+            (self._begin_session, 3),
+            (self._resume, 4),
             (self._complete, 10),
             (self._parts, 2),
             (self._abort, 1),
@@ -237,6 +244,11 @@ class Storm:
             await asyncio.sleep(0)
         await self._read(instance, key)
 
+    async def _extend(self, instance: Instance, key: str) -> None:
+        target = self.random.choice((AfterNow(1), AfterNow(2), AfterCreation(3)))
+        with self.recorder.operation(Kind.EXTEND, instance.name, object_id(key)):
+            await instance.tiering.store.extend_expiry(object_id(key), target, lambda _: None)
+
     async def _begin_upload(self, key: str) -> None:
         instance = self.random.choice(self._instances)
         with suppress(TierstoreError, asyncio.CancelledError):
@@ -245,6 +257,32 @@ class Storm:
             with self.recorder.operation(Kind.PARTS, instance.name, object_id(key)):
                 part = await instance.tiering.uploads.upload_part(upload, 1, BytesBody(LARGE), None)
             self._uploads.append((upload, [PartName(1, part.etag)]))
+
+    async def _begin_session(self, instance: Instance, key: str) -> None:
+        """Begin a resumable upload, to go on with; or store some of it, and what it is completed with is small."""
+        with self.recorder.operation(Kind.INITIATE, instance.name, object_id(key)):
+            session = await instance.tiering.resumable.create(object_id(key), Metadata(), len(LARGE))
+        if self.random.random() < 0.5:
+            self._sessions.append(session)
+            return
+        with self.recorder.operation(Kind.PARTS, instance.name, object_id(key)):
+            await instance.tiering.resumable.append(session, 0, BytesBody(SMALL[:40]))
+            page = await instance.tiering.uploads.list_parts(session.upload, 0, 10)
+        self._uploads.append((session.upload, [PartName(part.number, part.etag) for part in page.parts]))
+
+    async def _resume(self, instance: Instance, _key: str) -> None:
+        """Go on with a resumable upload."""
+        if not self._sessions:
+            return
+        session = self.random.choice(self._sessions)
+        upload, resumable = session.upload, instance.tiering.resumable
+        with self.recorder.operation(Kind.RESUME, instance.name, upload.revision.object_id, upload.revision):
+            advance = await resumable.query(session)
+            if isinstance(advance, Stored):
+                end = self.random.choice([advance.offset + 16, len(LARGE)])
+                advance = await resumable.append(session, advance.offset, BytesBody(LARGE[advance.offset : end]))
+            if isinstance(advance, Stored):
+                raise Unavailable("it is not complete yet, and that is no answer")
 
     async def _complete(self, instance: Instance, _key: str) -> None:
         if not self._uploads:

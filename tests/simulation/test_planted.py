@@ -1,13 +1,20 @@
 """The simulation notices when a rule of the protocol is taken away, and says it in few words."""
 
+from collections.abc import Sequence
+
 import pytest
 
+from tierstore.backends.high_volume.contract import Content, FoundRow, Gone
+from tierstore.backends.high_volume.memory import MemoryHighVolume
+from tierstore.build import Stores
+from tierstore.clock import UnixMicros
 from tierstore.testing.planted import PLANTED
 from tierstore.testing.simulation.__main__ import main
 from tierstore.testing.simulation.campaign import run_seeds
 from tierstore.testing.simulation.plan import make_plan
 from tierstore.testing.simulation.shrink import shrink
 from tierstore.testing.simulation.world import simulate
+from tierstore.types.ids import ObjectId, Version
 
 SEEDS_MAX = 400
 TOO_RARE = {"time"}
@@ -18,6 +25,58 @@ TOO_RARE = {"time"}
 def test_a_planted_bug_is_found(rule: str) -> None:
     """Within a bounded number of seeds."""
     report = run_seeds(range(SEEDS_MAX), plant=PLANTED[rule], shrunk=False)
+    assert report.failure is not None, f"not found in {report.seeds} seeds"
+
+
+class _SaysSoOnly(MemoryHighVolume):
+    """Extensions are acknowledged, and not done."""
+
+    async def extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> bool:
+        row = await self.head(object_id)
+        return row is not None and row.version == version and row.expires is not None
+
+
+class _SettlesWhatWasExtended(MemoryHighVolume):
+    """What has expired once is settled, whatever its deadline is by now."""
+
+    async def expired(self, by: UnixMicros, limit: int) -> Sequence[FoundRow]:
+        rows = await self.scan("", None, limit)
+        return [found for found in rows if found.row.expires is not None and not isinstance(found.row.content, Gone)]
+
+    async def compare_and_write(
+        self,
+        object_id: ObjectId,
+        expected: Version | None,
+        content: Content,
+        expires: UnixMicros | None,
+        *,
+        if_expired_by: UnixMicros | None = None,
+        not_after: UnixMicros | None = None,
+    ) -> Version | None:
+        return await super().compare_and_write(object_id, expected, content, expires, not_after=not_after)
+
+
+class _ExtendsTooFar(MemoryHighVolume):
+    """An extension gives more than it is told to."""
+
+    async def extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> bool:
+        return await super().extend(object_id, version, expires + 10**12)
+
+
+@pytest.mark.parametrize("store", [_SaysSoOnly, _SettlesWhatWasExtended, _ExtendsTooFar])
+def test_a_bug_of_extensions_is_found(store: type[MemoryHighVolume]) -> None:
+    """An object vanishes before, lives beyond, or is told another deadline than one that it was given."""
+
+    def plant(stores: Stores) -> Stores:
+        right = stores.high_volume
+        assert isinstance(right, MemoryHighVolume)
+        return Stores(
+            store(right._store_of_rows, clock=right._clock, ids=right._ids), stores.long_term, stores.changelog
+        )
+
+    plans = ((seed, make_plan(seed)) for seed in range(SEEDS_MAX))
+    seeds = [seed for seed, plan in plans if plan.ttl and not plan.clocks_jump]
+    report = run_seeds(seeds, plant=plant, shrunk=False)
     assert report.failure is not None, f"not found in {report.seeds} seeds"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from random import Random
 
+import tests.end_to_end.broken_uploads
 import tests.fuzz.soak
 import tests.kill.soak
 import tests.power_loss.soak
@@ -49,4 +50,5 @@ PARTS: Mapping[str, Part] = {
     "kill": tests.kill.soak.run,
     "power-loss": tests.power_loss.soak.run,
     "fuzz": tests.fuzz.soak.run,
+    "resumable": tests.end_to_end.broken_uploads.run,
 }

@@ -44,6 +44,7 @@ VENDORS: Mapping[str, tuple[str, ...]] = {
     "orjson": ("http/", "logs.py"),
     "prometheus_client": ("telemetry.py", "embedded/", "http/", "process/", "testing/"),
     "pytest": ("testing/",),
+    "python_multipart": ("http/multipart.py",),
     "psutil": ("testing/",),
     "aiohttp": ("testing/",),
     "starlette": ("http/", "build.py", "testing/"),

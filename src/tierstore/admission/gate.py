@@ -10,6 +10,8 @@ service knows what would have been refused; with no keys either, nobody is asked
 Does not: guard the internal routes (health, readiness, metrics), which never touch objects.
 """
 
+from functools import partial
+
 from tierstore.admission.admitted import AdmittedService
 from tierstore.admission.authentication import Access, Authenticator, Caller
 from tierstore.admission.controls import Controls
@@ -59,7 +61,11 @@ class Gate:
         self._controls.check_killswitches(facts.usecase, facts.scopes, facts.downstream_service)
         caller, passed_over = self._caller(facts)
         self._controls.take_request(facts.usecase, facts.scopes, facts.downstream_service)
-        return AdmittedService(self._service, self._controls, facts, caller, passed_over)
+        renewed = partial(self._renewed, facts)
+        return AdmittedService(self._service, self._controls, facts, caller, renewed, passed_over)
+
+    def _renewed(self, facts: RequestFacts) -> Caller:
+        return self._caller(facts)[0]
 
     def _caller(self, facts: RequestFacts) -> tuple[Caller, Refusal | UnreadableCredentials | None]:
         """Who calls; and why it would have been refused, if refusals were enforced."""

@@ -1,7 +1,7 @@
 """Policies of usecases: how long their objects may live.
 
-Guarantees: no object is inserted whose expiration its usecase's policy forbids, by any way of inserting it that asks
-here (single objects and multipart uploads do). Does not: change what is stored already.
+Guarantees: no object is inserted whose expiration its usecase's policy forbids, nor is one extended to such a one, by
+any way that asks here (single objects, multipart uploads and extensions do). Does not: change what is stored already.
 """
 
 from collections.abc import Mapping

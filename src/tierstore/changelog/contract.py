@@ -53,6 +53,14 @@ class ChangeLog(ABC):
         """
 
     @abstractmethod
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        """Let an upload's own entry hold ``upload`` in place of ``expected``, if it is open and holds just that.
+
+        Its ``not_before`` becomes the given one if that is later; all else stays, its epoch too, so that who condemns
+        it wins over any number of these. Returns whether it was changed. After `OutcomeUnknown`, look what it holds.
+        """
+
+    @abstractmethod
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         """Begin, or begin again, ``owner``'s attempt to complete the upload of ``revision``; all in one atomic step.
 

@@ -83,6 +83,14 @@ class MemoryChangeLog(ChangeLog):
             entry = self._opened(None, revision, revision.uuid, Role.NEW, not_before)
             self._put([replace(entry, upload=upload)])
 
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        self._check_open()
+        own = self._own(revision)
+        if own is None or own.state is not State.OPEN or own.upload != expected:
+            return False
+        self._put([replace(own, upload=upload, not_before=max(own.not_before, not_before))])
+        return True
+
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         self._check_open()
         invariant(revision != old, "a revision is not new and old for one owner")

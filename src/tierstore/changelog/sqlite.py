@@ -140,6 +140,11 @@ _BEGIN_UPLOAD = """
     VALUES (?, ?, 'new', 'open', 0, 0, ?, ?, ?)
     ON CONFLICT (revision, owner) DO NOTHING
 """
+_ADVANCE = """
+    UPDATE entries SET upload = ?, not_before = max(not_before, ?)
+    WHERE revision = ? AND owner = ? AND upload = ? AND state = 'open'
+    RETURNING 1
+"""
 _IS_OLD = "SELECT 1 FROM entries WHERE revision = ? AND role = 'old' LIMIT 1"
 _OWN = "SELECT state, sweeps FROM entries WHERE revision = ? AND owner = ? AND upload IS NOT NULL"
 _CLAIM = """
@@ -217,6 +222,13 @@ class SqliteChangeLog(ChangeLog):
             connection.execute(_BEGIN_UPLOAD, row)
 
         await self._database.write(work)
+
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        def work(connection: Connection) -> bool:
+            row = (upload, not_before, _name(revision), revision.uuid.bytes, expected)
+            return _changed(connection, _ADVANCE, row)
+
+        return await self._database.write(work)
 
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         invariant(revision != old, "a revision is not new and old for one owner")

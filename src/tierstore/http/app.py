@@ -25,7 +25,13 @@ from tierstore.http.exchange import Exchange
 from tierstore.http.internal import InternalRoutes
 from tierstore.http.places import RequestPlaces
 from tierstore.http.request_log import record
-from tierstore.http.responses import STATUS_DISCONNECTED, error_response, json_response, status_of
+from tierstore.http.responses import (
+    HEADER_OVERHEAD_BYTES,
+    STATUS_DISCONNECTED,
+    error_response,
+    json_response,
+    status_of,
+)
 from tierstore.http.routes import ObjectRoutes
 from tierstore.http.settings import HttpSettings, Served
 from tierstore.service.departures import tell_of_mutation
@@ -38,8 +44,6 @@ _log = structlog.get_logger(__name__)
 _INTERNAL_PATHS = frozenset({b"/health", b"/ready", b"/metrics", b"/keda"})
 _OBJECTS = b"/v1/objects"
 _WATCHERS_OF_A_REQUEST_MAX = 2
-_HEADER_OVERHEAD_BYTES = 4
-"""Colon, space and line end of a header: many empty ones count too."""
 
 
 def create_app(open_served: Callable[[], AbstractAsyncContextManager[Served]], settings: HttpSettings) -> ASGIApp:
@@ -54,7 +58,7 @@ class _Application:
         self._served: Served | None = None
         self._places = RequestPlaces(settings.max_requests)
         self._watchers = TaskOwner(_WATCHERS_OF_A_REQUEST_MAX * settings.max_requests, _report_watcher)
-        self._objects = ObjectRoutes(settings.limits, self._watchers)
+        self._objects = ObjectRoutes(settings.limits, self._watchers, settings.ids)
         self._starlette = Starlette(
             routes=InternalRoutes(settings, lambda: self._served).routes,
             lifespan=self._lifespan,
@@ -111,7 +115,8 @@ class _Application:
         if served is None:
             raise Unavailable("the server is starting or stopping")
         exchange.place = self._places.take()
-        if self._settings.audit:
+        exchange.audited = self._settings.audit
+        if exchange.audited:
             tell_of_mutation(exchange.note_mutation)
         try:
             return await self._objects.serve(exchange, served)
@@ -127,7 +132,7 @@ def _check_bounds(exchange: Exchange) -> None:
         raise HeadersTooLarge(f"a request has at most {limits.headers_max} headers")
     size = 0
     for name, value in exchange.headers:
-        size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
+        size += len(name) + len(value) + HEADER_OVERHEAD_BYTES
     if size > limits.header_bytes_max:
         raise HeadersTooLarge(f"the headers of a request have at most {limits.header_bytes_max} bytes")
 

@@ -47,8 +47,8 @@ class RequestBody(Body):
     """The body of one request, of ``size`` announced bytes, or of unknown length (None).
 
     It is ``what`` (for people), of at most ``bytes_max`` bytes, or of what an object may have. ``keep`` is told how
-    much of it its reader may have in memory. Building it reads nothing. Raises `ObjectTooLarge` at once when the
-    announced length is beyond that.
+    much of it its reader may have in memory: at most ``kept_bytes_max``, or what a store keeps that reads it. Building
+    it reads nothing. Raises `ObjectTooLarge` at once when the announced length is beyond ``bytes_max``.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class RequestBody(Body):
         *,
         what: str = "an object",
         bytes_max: int | None = None,
+        kept_bytes_max: int | None = None,
         keep: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._what = what
@@ -73,6 +74,8 @@ class RequestBody(Body):
         self._kept_max = max(limits.inline_bytes_max, _CHUNKS_KEPT * limits.stream_chunk_bytes)
         if self._bytes_max <= limits.complete_body_bytes_max:  # a document, which is kept whole
             self._kept_max = self._bytes_max
+        if kept_bytes_max is not None:
+            self._kept_max = kept_bytes_max
         self.size = size
         self.received = 0
         """Bytes read so far."""

@@ -111,6 +111,7 @@ class BoundedConnection(HttpToolsProtocol, Member):
         self._body_waited_since: float | None = None
         self._body_kept = 0  # of it, by the request
         self._output_kept = 0
+        self._output_body_bytes = 0
         self._followed: Member | None = None
 
     def follow(self, member: Member) -> None:
@@ -464,15 +465,19 @@ class BoundedConnection(HttpToolsProtocol, Member):
     def _watch_output(self) -> None:
         """From now on, until resumed, abort the connection when the client takes too little of what was written.
 
+        A client that is still sending what is being answered meanwhile may take it later: what it sends counts as well.
         The operating system's buffer stands between: it takes more only once a third of it (of up to some MiB) is free.
         """
         if self._output_timer is None and not self.lost:
             self._output_left = self.transport.get_write_buffer_size()
+            self._output_body_bytes = self._body_bytes
             self._output_timer = self.loop.call_later(self.limits.client_stall_seconds_max, self._check_output)
 
     def _check_output(self) -> None:
         self._output_timer = None
         taken = self._output_left - self.transport.get_write_buffer_size()
+        if self.cycle is self._answering:
+            taken += self._body_bytes - self._output_body_bytes
         if taken < self.limits.client_stall_seconds_max * self.limits.body_bytes_per_second_min:
             self.transport.abort()
         else:

@@ -22,7 +22,7 @@ from tierstore.http.browsers import NOSNIFF
 from tierstore.http.connection import EXTENSION, REFUSAL, BoundedConnection
 from tierstore.http.parsing import Address
 from tierstore.http.places import Place
-from tierstore.http.responses import Headers
+from tierstore.http.responses import UNSAFE_IN_HEADERS, Headers
 from tierstore.idsource import IdSource
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
@@ -37,12 +37,12 @@ _SINGLE = (
     b"authorization",
     b"x-os-auth",
     b"x-downstream-service",
+    b"upload-length",
+    b"upload-offset",
 )
 """Header fields that have one value, and mean something else to each reader when they are repeated."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 
-_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-"""What can stand in no header (RFC 9110, section 5.5): with CR or LF, what follows would be a header of its own."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -60,6 +60,7 @@ class Exchange:
         "_receive",
         "_send",
         "address",
+        "audited",
         "body",
         "bytes_out",
         "client",
@@ -130,6 +131,8 @@ class Exchange:
         """The id of the key that speaks for the caller, once it has been admitted."""
         self.passed_over: Refusal | UnreadableCredentials | None = None
         """Why it would have been refused if refusals were enforced."""
+        self.audited = False
+        """Whether its mutations are to be found in the audit log."""
         self.mutation: asyncio.Task[Any] | None = None
         """What it has begun to do to the stores, which may outlive it."""
         self.tier: Tier | None = None
@@ -162,8 +165,15 @@ class Exchange:
         """
         return self._http_version != "1.0"
 
-    def open_body(self, what: str = "an object", bytes_max: int | None = None) -> RequestBody:
-        """The request's body, to be read once; ``what`` and ``bytes_max`` are as for `RequestBody`.
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended: nobody is there any more to be answered."""
+        return self._connection.lost
+
+    def open_body(
+        self, what: str = "an object", bytes_max: int | None = None, kept_bytes_max: int | None = None
+    ) -> RequestBody:
+        """The request's body, to be read once; the parameters are as for `RequestBody`.
 
         Raises `InvalidRequest`, `LengthRequired`, `NotOffered` and `ObjectTooLarge` before anything is read. Reading
         raises what the server's parser finds wrong with the body, too.
@@ -180,6 +190,7 @@ class Exchange:
             self._clock,
             what=what,
             bytes_max=bytes_max,
+            kept_bytes_max=kept_bytes_max,
             keep=self._connection.keep_body,
         )
         return self.body
@@ -220,7 +231,7 @@ class Exchange:
         headers += (NOSNIFF, (b"x-request-id", self.request_id.encode()))
         # Before anything of it is sent, so that another answer can be given.
         joined = b"".join([part for header in headers for part in header])
-        invariant(_UNSAFE.search(joined) is None, "a header is one line")
+        invariant(UNSAFE_IN_HEADERS.search(joined) is None, "a header is one line")
         self.responding = True
         self.status = status
         await self._send_on({"type": "http.response.start", "status": status, "headers": headers})

@@ -82,7 +82,7 @@ class ObjectHandlers:
             await exchange.respond(status, headers, payload)
             return
         try:
-            async with aclosing(_checked(payload, length)) as chunks:
+            async with aclosing(checked(payload, length)) as chunks:
                 first = await anext(chunks, b"")
                 await exchange.start(status, headers)
                 await self._stream(exchange, first, chunks, length - len(first))
@@ -105,7 +105,7 @@ class ObjectHandlers:
         await exchange.write(chunk, last=True)
 
 
-async def _checked(stream: BlobStream, length: int) -> AsyncGenerator[bytes, None]:
+async def checked(stream: BlobStream, length: int) -> AsyncGenerator[bytes, None]:
     """The chunks of ``stream``, which must be ``length`` bytes in all: `InvariantBroken` in place of a wrong one."""
     left = length
     async for chunk in stream:

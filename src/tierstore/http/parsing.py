@@ -17,7 +17,7 @@ from tierstore.types.ids import ObjectId, Scope, check_key, parse_scopes, parse_
 
 OBJECTS_PREFIX = b"/v1/objects/"
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_KEY_SAFE = "/:@!$&'()*+,;="
+KEY_SAFE = "/:@!$&'()*+,;="
 """What clients leave as it is in a key: RFC 3986 sub-delims, ``:``, ``@`` and ``/`` (unreserved ones always are)."""
 _NAMESPACES_CACHED_MAX = 4096
 _NAMESPACE_CACHED_BYTES_MAX = 256
@@ -87,7 +87,7 @@ class AddressParser:
 def object_path(object_id: ObjectId) -> bytes:
     """The address of an object as a client would write it; `AddressParser.parse` reads it back."""
     namespace = Namespace(object_id.usecase, object_id.scopes)
-    return OBJECTS_PREFIX + f"{namespace.usecase}/{namespace.scopes_text}/{quote(object_id.key, _KEY_SAFE)}".encode()
+    return OBJECTS_PREFIX + f"{namespace.usecase}/{namespace.scopes_text}/{quote(object_id.key, KEY_SAFE)}".encode()
 
 
 def parse_query(raw: bytes) -> dict[str, str]:

@@ -32,8 +32,13 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 REQUEST = "request"
 MUTATION_ENDED = "mutation ended after its request"
+BATCH = "batch"
+"""Each of its operations has a line of its own (`tierstore.http.batch_log`)."""
 MUTATIONS = frozenset(
-    {"put", "delete", "extend", "batch", "initiate_upload", "upload_part", "complete_upload", "abort_upload"}
+    {
+        *("put", "delete", "extend", "batch", "initiate_upload", "upload_part", "complete_upload", "abort_upload"),
+        *("create_session", "append", "cancel_session"),
+    }
 )
 """The operations that change something."""
 
@@ -71,7 +76,7 @@ def _outcome(exchange: Exchange) -> audit.Outcome | None:
     """How a request ended that an audit wants to know of; None of others, and while it is not known."""
     if audit.is_refusal(exchange.error):
         return "refused"
-    if exchange.operation not in MUTATIONS:
+    if exchange.operation not in MUTATIONS or exchange.operation == BATCH:
         return "would_refuse" if exchange.passed_over is not None else None
     mutation = exchange.mutation
     if mutation is None:
@@ -125,7 +130,7 @@ def _names(exchange: Exchange) -> dict[str, object]:
     raw_path = exchange.raw_path[: exchange.limits.target_bytes_max]
     fields: dict[str, object] = {
         "method": exchange.method,
-        "path": _without_credentials(raw_path.decode("ascii", "backslashreplace")),
+        "path": without_credentials(raw_path.decode("ascii", "backslashreplace")),
         "operation": exchange.operation,
         "request_id": exchange.request_id,
     }
@@ -152,11 +157,12 @@ def _audit_fields(exchange: Exchange) -> dict[str, object]:
     if exchange.client is not None:
         fields["client"], fields["client_port"] = exchange.client[:2]
     if exchange.key is not None:
-        fields["key"] = _without_credentials(exchange.key)
+        fields["key"] = without_credentials(exchange.key)
     return fields
 
 
-def _without_credentials(text: str) -> str:
+def without_credentials(text: str) -> str:
+    """``text`` without what looks like a token or a signature."""
     if "eyJ" in text or "os_" in text.lower():
         return _CREDENTIALS.sub(lambda found: (found[1] or "") + _LEFT_OUT, text)
     return text

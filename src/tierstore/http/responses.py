@@ -3,11 +3,19 @@
 Guarantees: every error of `tierstore.errors` has a status; the text of a fault of ours never reaches a client.
 """
 
+import re
+from typing import Final
+
 import orjson
 
 from tierstore import errors
 
 Headers = list[tuple[bytes, bytes]]
+
+UNSAFE_IN_HEADERS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What can stand in no header (RFC 9110, section 5.5): with CR or LF, what follows would be a header of its own."""
+HEADER_OVERHEAD_BYTES: Final = 4
+"""Colon, space and line end of a header: many empty ones count too."""
 
 STATUS_DISCONNECTED = 499
 """Never sent; logged when the caller went away first."""
@@ -30,6 +38,7 @@ STATUS_BY_ERROR: dict[type[errors.TierstoreError], int] = {
     errors.MethodNotAllowed: 405,
     errors.RequestTimeout: 408,
     errors.Conflict: 409,
+    errors.OffsetMismatch: 409,
     errors.LengthRequired: 411,
     errors.ObjectTooLarge: 413,
     errors.TargetTooLong: 414,
@@ -108,11 +117,12 @@ def _headers_of(error: BaseException, status: int) -> Headers:
             return [(b"allow", ", ".join(allowed).encode())]
         case errors.RangeNotSatisfiable(size=size):
             return [(b"content-range", b"bytes */%d" % size), (b"accept-ranges", b"bytes")]
+        case errors.OffsetMismatch(offset=offset):
+            return [(b"upload-offset", b"%d" % offset)]
         case errors.Unauthenticated():
             return [(b"www-authenticate", b"Bearer")]
-        case errors.RateLimited(retry_after_seconds=until_room):
-            return [(b"retry-after", b"%d" % until_room)]
-        case _ if seconds := _RETRY_AFTER_SECONDS.get(status):
-            return [(b"retry-after", b"%d" % seconds)]
         case _:
-            return []
+            seconds = _RETRY_AFTER_SECONDS.get(status)
+            if isinstance(error, errors.RateLimited):
+                seconds = error.retry_after_seconds
+            return [(b"retry-after", b"%d" % seconds)] if seconds else []

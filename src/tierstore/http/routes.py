@@ -7,24 +7,27 @@ which checks again.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tierstore.admission.admitted import AdmittedService
 from tierstore.admission.conditions import downstream_service
 from tierstore.admission.facts import RequestFacts
-from tierstore.errors import InvalidRequest, MethodNotAllowed, NotOffered
+from tierstore.errors import InvalidRequest, MethodNotAllowed
+from tierstore.http.batch import BatchHandler
+from tierstore.http.conditions import refuse_conditions
 from tierstore.http.exchange import Exchange
+from tierstore.http.expiry import extend_expiry
 from tierstore.http.objects import Handler, ObjectHandlers
 from tierstore.http.parsing import OBJECTS_PREFIX, Address, AddressParser, parse_query
+from tierstore.http.resumable import RESUMABLE, SESSION, UPLOAD_OFFSET, UPLOAD_TYPE, append, cancel, create_session
 from tierstore.http.settings import Served
 from tierstore.http.uploads import UploadHandlers
+from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 from tierstore.types.ids import ObjectId
 from tierstore.types.permissions import Permission
 
-_EXTEND_EXPIRY = "PATCH"
-_CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-unmodified-since"})
 _FAMILY_PREFIX = OBJECTS_PREFIX[:-1] + b":"
 _DOWNSTREAM_SERVICE = b"x-downstream-service"
 _OF_UPLOADS = frozenset({"upload_id", "part_number", "uploadId", "partNumber"})
@@ -39,8 +42,8 @@ class Route:
     permission: Permission | None
     """What it needs; None for a batch, each of whose operations needs its own."""
     handler: Handler
-    offered: bool = True
-    """Whether clients are told of the method."""
+    resumable: Mapping[str, "Route"] = field(default_factory=dict)
+    """What it does instead, as a step of a resumable upload, by the parameter that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +63,32 @@ class Listed:
     prefix: bytes
     names_object: bool
     route: Route
+    query: str = ""
+    """By what it is told from another route at the same address."""
 
 
 class ObjectRoutes:
     """Routes requests to the handlers of objects and of uploads."""
 
-    def __init__(self, limits: Limits, watchers: TaskOwner) -> None:
+    def __init__(self, limits: Limits, watchers: TaskOwner, ids: IdSource) -> None:
         self._addresses = AddressParser(limits)
         objects, uploads = ObjectHandlers(watchers), UploadHandlers(watchers)
         initiate = Route("initiate_upload", Permission.WRITE, _unconditional(uploads.initiate))
+        create = Route("create_session", Permission.WRITE, _unconditional(create_session))
+        appending = Route("append", Permission.WRITE, _unconditional(append))
+        cancelling = Route("cancel_session", Permission.WRITE, _unconditional(cancel))
         self._objects = _Family(
-            {"POST": Route("put", Permission.WRITE, _unless_resumable(objects.post))},
+            {"POST": Route("put", Permission.WRITE, _plain(objects.post), {UPLOAD_TYPE: create})},
             {
                 "GET": Route("get", Permission.READ, objects.get),
                 "HEAD": Route("head", Permission.READ, objects.head),
-                "PUT": Route("put", Permission.WRITE, _unless_resumable(objects.put)),
-                "DELETE": Route("delete", Permission.DELETE, _unless_resumable(objects.delete)),
-                _EXTEND_EXPIRY: Route("extend", Permission.WRITE, _refuse_extension, offered=False),
+                "PUT": Route("put", Permission.WRITE, _plain(objects.put), {UPLOAD_TYPE: create, SESSION: appending}),
+                "DELETE": Route("delete", Permission.DELETE, _plain(objects.delete), {SESSION: cancelling}),
+                "PATCH": Route("extend", Permission.WRITE, _unconditional(extend_expiry)),
             },
         )
         self._families = {
-            b"batch": _Family({"POST": Route("batch", None, _refuse_batch)}, {}),
+            b"batch": _Family({"POST": Route("batch", None, _unconditional(BatchHandler(watchers, ids).batch))}, {}),
             b"multipart": _Family(
                 {"POST": initiate},
                 {"PUT": initiate, "DELETE": Route("abort_upload", Permission.WRITE, _unconditional(uploads.abort))},
@@ -103,7 +111,11 @@ class ObjectRoutes:
         families += [(_FAMILY_PREFIX + name + b"/", family) for name, family in self._families.items()]
         for prefix, family in families:
             for names_object, routes in ((False, family.of_namespace), (True, family.of_object)):
-                yield from (Listed(method, prefix, names_object, route) for method, route in routes.items())
+                for method, route in routes.items():
+                    yield Listed(method, prefix, names_object, route)
+                    for parameter, step in route.resumable.items():
+                        value = RESUMABLE if parameter == UPLOAD_TYPE else ""
+                        yield Listed(method, prefix, names_object, step, f"{parameter}={value}")
 
     async def serve(self, exchange: Exchange, served: Served) -> bool:
         """Answer the request, or return False, with nothing done, if its path names nothing that is served here."""
@@ -126,7 +138,8 @@ class ObjectRoutes:
         exchange.address = address
         route = routes.get(exchange.method)
         if route is None:
-            raise MethodNotAllowed(tuple(method for method, known in routes.items() if known.offered))
+            raise MethodNotAllowed(tuple(routes))
+        route = _chosen(route, exchange)
         exchange.operation = route.operation
         exchange.key = address.key
         service = served.gate.admit(_facts(exchange, address, route))
@@ -151,58 +164,53 @@ def _facts(exchange: Exchange, address: Address, route: Route) -> RequestFacts:
     )
 
 
-def _refuse_conditions(exchange: Exchange) -> None:
-    """Raise `NotOffered` for a mutation under a condition, which is never passed over (RFC 9110, section 13.1)."""
-    if not _CONDITIONS.isdisjoint(exchange.fields):
-        raise NotOffered("this release does not offer conditional requests; objects have no validators")
-
-
 def _unconditional(handler: Handler) -> Handler:
     """``handler`` for requests without a condition; others are 501."""
 
     async def handle(exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
-        _refuse_conditions(exchange)
+        refuse_conditions(exchange.fields)
         await handler(exchange, service, object_id)
 
     return handle
 
 
-def _unless_resumable(handler: Handler) -> Handler:
-    """``handler`` for requests without a condition that are no part of a resumable upload; others are 501.
+def _plain(handler: Handler) -> Handler:
+    """``handler`` for requests without a condition, of which no parameter says that they are something else.
 
-    What changes the meaning of a mutation is never passed over. ``DELETE …?session=`` cancels an upload, and must not
-    delete the object; ``PUT`` with ``If-None-Match: *`` must not replace it (RFC 9110, section 13.1), nor must a part
-    that came to the object's address (`InvalidRequest`).
+    What changes the meaning of a mutation is never passed over. A ``PUT`` with ``If-None-Match: *`` must not replace
+    the object (RFC 9110, section 13.1), nor must a part that came to the object's address, or what would have belonged
+    to a resumable upload (`InvalidRequest`).
     """
 
     async def handle(exchange: Exchange, service: AdmittedService, object_id: ObjectId) -> None:
-        _refuse_conditions(exchange)
+        refuse_conditions(exchange.fields)
+        if UPLOAD_OFFSET in exchange.fields:
+            raise InvalidRequest("upload-offset goes with the session of a resumable upload, and here is none")
         if exchange.query:
-            _refuse_resumable(exchange)
+            _refuse_parameters(exchange)
         await handler(exchange, service, object_id)
 
     return handle
 
 
-def _refuse_resumable(exchange: Exchange) -> None:
-    """Raise `NotOffered` for a resumable upload: its client falls back to a plain insert."""
+def _refuse_parameters(exchange: Exchange) -> None:
+    """Raise `InvalidRequest` for a parameter that the method does not go with."""
     parameters = parse_query(exchange.query)
     if not _OF_UPLOADS.isdisjoint(parameters):
         raise InvalidRequest(f"parts and uploads have addresses of their own: {_FAMILY_PREFIX.decode()}multipart…")
-    kind = parameters.get("upload_type")
-    if kind == "resumable" or "session" in parameters:
-        raise NotOffered(
-            "this release does not offer resumable uploads; send the whole object with a plain PUT or POST"
-            if exchange.method != "DELETE"
-            else "this release does not offer resumable uploads, so there is none to cancel"
-        )
-    if kind is not None:
-        raise InvalidRequest("upload_type is resumable, or left out")
+    if UPLOAD_TYPE in parameters:
+        raise InvalidRequest(f"{UPLOAD_TYPE} is {RESUMABLE}, with PUT or POST, or left out")
+    if SESSION in parameters:
+        raise InvalidRequest(f"{SESSION} goes with PUT and DELETE, at the address of the object")
 
 
-async def _refuse_extension(_exchange: Exchange, _service: AdmittedService, _object_id: ObjectId) -> None:
-    raise NotOffered("this release does not offer to extend an object's expiry")
-
-
-async def _refuse_batch(_exchange: Exchange, _service: AdmittedService, _object_id: ObjectId) -> None:
-    raise NotOffered("this release does not offer batch requests")
+def _chosen(route: Route, exchange: Exchange) -> Route:
+    """What a request asks for by its parameters. Raises `InvalidRequest` for a malformed query."""
+    if not route.resumable or not exchange.query:
+        return route
+    parameters = parse_query(exchange.query)
+    if SESSION in parameters and SESSION in route.resumable:
+        return route.resumable[SESSION]
+    if parameters.get(UPLOAD_TYPE) == RESUMABLE and UPLOAD_TYPE in route.resumable:
+        return route.resumable[UPLOAD_TYPE]
+    return route

@@ -25,13 +25,14 @@ from tierstore.build import Tools, open_tools
 from tierstore.changelog.entries import Entry, Role, State
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.config import Config
-from tierstore.errors import InvalidRequest, NoSuchUpload, TierstoreError
+from tierstore.errors import CorruptObject, InvalidRequest, NoSuchUpload, TierstoreError
 from tierstore.limits import KIB
 from tierstore.logs import configure_logs
 from tierstore.tasks import for_each
 from tierstore.types.durations import format_duration
 from tierstore.types.ids import AS_STORED, Revision
 from tierstore.types.multipart import UploadId
+from tierstore.types.resumable import Progress, SessionId, decode_session, is_session
 from tierstore.types.timestamps import EARLIEST, LATEST, format_timestamp
 
 T = TypeVar("T")
@@ -155,14 +156,20 @@ class UploadReport:
         begun = f"begun {_ago(self.entry.recorded, self.now)}"
         claims = f"claimed {self.entry.epoch} time{'' if self.entry.epoch == 1 else 's'} to be completed"
         counted = [begun, self.held.text()] + ([claims] if self.entry.state is State.OPEN else [])
+        if (progress := self._progress()) is not None:
+            counted.insert(1, f"resumable, {_size(progress.offset)} of {_size(progress.length)}")
         return f"{name_of(self.entry.revision)}\n    {', '.join(counted)}; {reason(self.entry, self.now)}"
 
     def fields(self) -> dict[str, Any]:
         """For programs. ``claims`` are not known once a sweeper has the upload. An attempt may claim several times."""
-        object_id = self.entry.revision.object_id
+        revision, progress = self.entry.revision, self._progress()
+        object_id = revision.object_id
         return {
             "revision": name_of(self.entry.revision),
-            "upload_id": UploadId(self.entry.revision, "").encode(),
+            "upload_id": None if revision.is_session else UploadId(revision, "").encode(),
+            "session": SessionId(UploadId(revision, "")).encode() if revision.is_session else None,
+            "offset": None if progress is None else progress.offset,
+            "length": None if progress is None else progress.length,
             "usecase": object_id.usecase,
             "scopes": [[scope.name, scope.value] for scope in object_id.scopes],
             "key": object_id.key,
@@ -177,6 +184,14 @@ class UploadReport:
             "not_before": _timestamp(self.entry.not_before),
             "reason": reason(self.entry, self.now),
         }
+
+    def _progress(self) -> Progress | None:
+        """How far a resumable upload has come; None for others, and for one whose entry is damaged."""
+        kept = self.entry.upload or b""
+        try:
+            return decode_session(kept)[0] if is_session(kept) else None
+        except CorruptObject:
+            return None
 
 
 @dataclass(frozen=True, slots=True)

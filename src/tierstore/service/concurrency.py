@@ -52,6 +52,11 @@ class OperationLimiter:
         """In the order in which they came."""
 
     @property
+    def bulk_running_max(self) -> int:
+        """How many operations in bulk may be under way."""
+        return self._bulk_running_max
+
+    @property
     def running(self) -> int:
         """Operations under way, without those that wait for their clients."""
         return self._running

@@ -255,6 +255,14 @@ class FaultyHighVolume(HighVolumeBackend):
             "high_volume.point", lambda: self._inner.point(object_id, base, content, expires, not_after=not_after)
         )
 
+    async def bring_inline(
+        self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
+    ) -> bool:
+        return await self._around(
+            "high_volume.bring_inline",
+            lambda: self._inner.bring_inline(object_id, expected, payload, not_after=not_after),
+        )
+
     async def fence(self, object_id: ObjectId) -> RowHead:
         return await self._around("high_volume.fence", lambda: self._inner.fence(object_id))
 
@@ -316,7 +324,7 @@ class FaultyLongTerm(LongTermBackend):
         return await self._around("long_term.initiate", lambda: self._inner.initiate(revision, not_after=not_after))
 
     async def upload_part(
-        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
         return await self._around(
             "long_term.upload_part", lambda: self._inner.upload_part(upload, number, source, size, md5)
@@ -394,6 +402,11 @@ class FaultyChangeLog(ChangeLog):
 
     async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
         await self._around("changelog.begin_upload", lambda: self._inner.begin_upload(revision, upload, not_before))
+
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        return await self._around(
+            "changelog.advance", lambda: self._inner.advance(revision, expected, upload, not_before)
+        )
 
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         return await self._around(

@@ -182,6 +182,15 @@ class _NoMark(MemoryChangeLog):
         await self.check()
 
 
+class _NoProgressCompared(MemoryChangeLog):
+    """[progress-cas]: an attempt at a resumable upload counts its part whatever others have counted meanwhile."""
+
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        own = self._own(revision)
+        there = expected if own is None or own.upload is None else own.upload
+        return await super().advance(revision, there, upload, not_before)
+
+
 class _OneVisit(MemoryChangeLog):
     """A sweeper does not come a second time."""
 
@@ -231,5 +240,6 @@ PLANTED: Mapping[str, Plant] = {
     "abort-first": _long_term(_NoAbort),
     "fence": _high_volume(_NoFence),
     "time": _high_volume(_NoTime),
+    "progress-cas": _changelog(_NoProgressCompared),
     "second visit": _changelog(_OneVisit),
 }

@@ -70,12 +70,17 @@ class Kind(Enum):
     DELETE = "delete"
     READ = "read"
     """A get or a head, with the bump of a deadline that it may leave to be done."""
+    EXTEND = "extend"
+    """An extension of an expiry."""
     INITIATE = "initiate"
     """Of a multipart upload."""
     PARTS = "parts"
     """An upload's parts: sent, or listed."""
     COMPLETE = "complete"
     """One attempt to complete an upload."""
+    RESUME = "resume"
+    """An append to a resumable upload, or the question for its offset: if the session is full, an attempt to complete
+    it, and `Answer.OK` only if it is complete."""
     ABORT = "abort"
     """Of an upload, by its client."""
     SWEEP = "sweep"
@@ -84,6 +89,8 @@ class Kind(Enum):
     """The settling of one entry, whoever does it. Made by `acting`."""
     EXPIRE = "expire"
     """The settling of one expired tombstone. Made by `acting`."""
+    INLINE = "bring inline"
+    """What follows when an upload has made a small object. Made by `acting`."""
     LOOK = "look"
     """A look at the stores by the judge."""
 
@@ -98,7 +105,7 @@ class Actor:
     instance: str
     object_id: ObjectId | None
     upload: Revision | None
-    """What a `Kind.COMPLETE` or `Kind.ABORT` is about."""
+    """What a `Kind.COMPLETE`, `Kind.RESUME` or `Kind.ABORT` is about."""
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.number} of {self.instance}"
@@ -315,6 +322,12 @@ class RecordingHighVolume(HighVolumeBackend):
         effect = self._inner.point(object_id, base, content, expires, not_after=not_after)
         return await self._called(self._clock, "high_volume.point", (object_id, base, content, not_after), effect)
 
+    async def bring_inline(
+        self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
+    ) -> bool:
+        effect = self._inner.bring_inline(object_id, expected, payload, not_after=not_after)
+        return await self._called(self._clock, "high_volume.bring_inline", (object_id, expected, not_after), effect)
+
     async def fence(self, object_id: ObjectId) -> RowHead:
         return await self._called(self._clock, "high_volume.fence", (object_id,), self._inner.fence(object_id))
 
@@ -380,7 +393,7 @@ class RecordingLongTerm(LongTermBackend):
         return await self._called(self._clock, "long_term.initiate", (revision,), effect)
 
     async def upload_part(
-        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
         effect = self._inner.upload_part(upload, number, source, size, md5)
         return await self._called(self._clock, "long_term.upload_part", (upload, number), effect)
@@ -438,6 +451,10 @@ class RecordingChangeLog(ChangeLog):
         effect = self._inner.begin_upload(revision, upload, not_before)
         await self._called(self._clock, "changelog.begin_upload", (revision,), effect)
 
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        effect = self._inner.advance(revision, expected, upload, not_before)
+        return await self._called(self._clock, "changelog.advance", (revision,), effect)
+
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         effect = self._inner.claim(revision, owner, old=old, not_before=not_before)
         return await self._called(self._clock, "changelog.claim", (revision, owner, old), effect)
@@ -492,6 +509,7 @@ class RecordingChangeLog(ChangeLog):
 
 
 _SWEEPING = frozenset({Kind.SWEEP, Kind.SETTLE, Kind.EXPIRE})
+_COMPLETING = frozenset({Kind.COMPLETE, Kind.RESUME})
 
 
 class ActingChangeLog(ChangeLog):
@@ -505,6 +523,8 @@ class ActingChangeLog(ChangeLog):
         actor = _actor.get()
         if actor is not None and actor.kind in _SWEEPING and old is not None:  # an expired object is being settled
             self._become(Kind.EXPIRE, old.object_id)
+        elif actor is not None and actor.kind in _COMPLETING and old is not None:  # completing claims, and no more
+            self._become(Kind.INLINE, old.object_id)
         await self._inner.record(owner, new=new, old=old, not_before=not_before)
 
     async def record_again(
@@ -514,6 +534,9 @@ class ActingChangeLog(ChangeLog):
 
     async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
         await self._inner.begin_upload(revision, upload, not_before)
+
+    async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
+        return await self._inner.advance(revision, expected, upload, not_before)
 
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         return await self._inner.claim(revision, owner, old=old, not_before=not_before)

@@ -37,6 +37,17 @@ Small put and delete, `Committer.put_inline` and `Committer.delete`
          lost: begin again with 1.
          error: the caller is told to try again; the row shows what happened, the entry is left to the sweeper.
 
+Bringing a small blob inline, `Committer.bring_inline`, when an upload that may have made one has been committed
+    1. Read the row. It does not point to R: nothing to do.
+    2. Record (R, me, old) [record-old]: R is about to be replaced by its own bytes.
+    3. Read the blob, all of it, which verifies it.
+    4. Put its bytes in its place in the row, from the version seen [version-cas]; metadata and deadline stay as they
+       are at that moment. **Commit point**, of which readers notice nothing.
+         done: as 5 of a large put: the upload's entry is done [mark-done] before the blob goes.
+         lost: somebody else has replaced R, or fenced the row: it stays as it is. Forget my entry.
+       Any error, of 3 too, cancelled: the entry is left to the sweeper, which keeps R if the row has it, and deletes it
+       if not. The object is what it was in either case.
+
 Settling an expired object, `Committer.settle_expired`
     As a delete from the version and deadline that were seen: an extension that came first wins.
 
@@ -75,6 +86,7 @@ from tierstore.errors import (
     Unavailable,
 )
 from tierstore.idsource import IdSource
+from tierstore.invariants import invariant
 from tierstore.limits import Limits
 from tierstore.tiering.operations import Operation, Operations, pointed_to
 from tierstore.types.ids import ObjectId, Revision
@@ -220,6 +232,41 @@ class Committer:
         except BaseException:
             await self._operations.off_path("expedite", self._operations.expedite(operation.owner))
             raise
+
+    async def bring_inline(self, revision: Revision) -> bool:
+        """Move the object that ``revision`` holds into its row, if it still does; readers see one object throughout.
+
+        Returns False if it does not, or somebody else was faster. Raises `CorruptObject`, `OutcomeUnknown` and the
+        other `Unavailable`; nothing is lost by that.
+        """
+        object_id = revision.object_id
+        row = await self._high_volume.head(object_id)
+        if row is None or pointed_to(object_id, row) != revision:
+            return False
+        operation = self._operations.begin()
+        await self._changelog.record(operation.owner, new=None, old=revision, not_before=self._operations.grace_end())
+        try:
+            payload = await self._operations.in_time(operation, self._payload(revision))
+            self._operations.check_time(operation)
+            written = payload is not None and await self._high_volume.bring_inline(
+                object_id, row.version, payload, not_after=operation.not_after
+            )
+        except BaseException:
+            await self._operations.off_path("expedite", self._operations.expedite(operation.owner))
+            raise
+        await self._operations.clean_up(operation, revision if written else None)
+        return written
+
+    async def _payload(self, revision: Revision) -> bytes | None:
+        """All bytes of a blob that is small; None if it is not there any more. Raises `CorruptObject`."""
+        stream = await self._long_term.get(revision)
+        if stream is None:
+            return None
+        try:
+            invariant(stream.size <= self._limits.inline_bytes_max, "what is brought inline is small")
+            return b"".join([chunk async for chunk in stream])
+        finally:
+            await stream.aclose()
 
     async def settle_expired(self, found: FoundRow, by: UnixMicros) -> bool:
         """Turn a row that had expired at ``by`` into `Gone`, and delete its blob. Returns False when it has changed.

@@ -43,6 +43,8 @@ Complete, `Uploads.complete`
          again, and (X, me, old) is left to the sweeper, which fences the row before it deletes anything.
          cancelled, or any other error: as with an unknown outcome, without the look.
     6. Off the caller's path: mark the upload's own entry done, for ``outcome_retention``; then X as after a large put.
+       Then a small object of a resumable upload, whose client cannot know that it could have been a small put, is
+       brought inline (`tierstore.tiering.commit`).
          error, cancelled: the row has R; whoever swaps it out marks the entry done before the blob goes [mark-done].
 
 A process has few attempts at one upload under way: more are told to try again before anything is done for them.
@@ -57,7 +59,7 @@ Abort, `Uploads.abort`
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tierstore import telemetry
@@ -80,16 +82,21 @@ from tierstore.errors import (
 from tierstore.idsource import IdSource
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
+from tierstore.tiering.commit import Committer
 from tierstore.tiering.operations import Operation, Operations, pointed_to
 from tierstore.tiering.settling import Settler
 from tierstore.types.ids import ObjectId, Revision
 from tierstore.types.metadata import Metadata, deadline
 from tierstore.types.metadata_storage import decode_metadata, encode_metadata
 from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
+from tierstore.types.resumable import Progress, decode_session, encode_session, is_session
 from tierstore.types.streams import Body
 
-_ENDED = "there is no such upload: it was aborted, given up, or completed long ago"
-_BEING_SETTLED = "the upload is being settled; try again"
+ENDED = "there is no such upload: it was aborted, given up, or completed long ago"
+BEING_SETTLED = "the upload is being settled; try again"
+Parts = Sequence[PartName] | Callable[[], Awaitable[Sequence[PartName]]]
+"""The parts that an upload is completed with: as its client names them, or how to find them out."""
+
 _ASSEMBLED = "the upload is being completed, and takes no part any more; complete it again"
 
 
@@ -102,6 +109,7 @@ class Uploads:
         long_term: LongTermBackend,
         changelog: ChangeLog,
         operations: Operations,
+        committer: Committer,
         settler: Settler,
         *,
         limits: Limits,
@@ -112,6 +120,7 @@ class Uploads:
         self._long_term = long_term
         self._changelog = changelog
         self._operations = operations
+        self._committer = committer
         self._settler = settler
         self._limits = limits
         self._clock = clock
@@ -120,17 +129,20 @@ class Uploads:
         self._attempts: Counter[Revision] = Counter()
         """How many are under way, of uploads that are being completed."""
 
-    async def initiate(self, object_id: ObjectId, metadata: Metadata) -> UploadId:
+    async def initiate(self, object_id: ObjectId, metadata: Metadata, session: Progress | None = None) -> UploadId:
         """Begin an upload of the object, which is to have ``metadata``. Nothing changes for its readers.
+
+        With ``session``, its parts are the server's to make (`tierstore.tiering.resumable`).
 
         Raises `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A retry begins another upload; one whose
         answer was lost is aborted after ``upload_retention``.
         """
         operation = self._operations.begin()
-        revision = Revision(object_id, self._ids.upload_uuid())
+        revision = Revision(object_id, self._ids.upload_uuid(session=session is not None))
         wanted = encode_metadata(metadata, size=0, time_created=self._clock.now())
         retention = self._operations.later(self._limits.upload_retention_seconds)
-        await self._changelog.begin_upload(revision, wanted, retention)
+        kept = wanted if session is None else encode_session(session, wanted)
+        await self._changelog.begin_upload(revision, kept, retention)
         try:
             store_id = await self._operations.in_time(
                 operation, self._long_term.initiate(revision, not_after=operation.not_after)
@@ -176,12 +188,14 @@ class Uploads:
 
         The row is asked as well, for an upload whose process died right after the commit is not marked done yet.
         """
-        entry = await self._own_entry(revision)
+        entry = await self.own_entry(revision)
         if entry is not None and entry.state is State.OPEN and not await self._has(revision):
             raise Unavailable(_ASSEMBLED) from None
 
-    async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+    async def complete(self, upload: UploadId, parts: Parts) -> None:
         """Make the object of the named parts, durably and visibly. Its creation and expiry count from the commit.
+
+        Parts that have to be found out are always the same ones: of a blob that is there already, they are the parts.
 
         Returns as well if this upload was completed before, whatever has become of the object since. Raises
         `NoSuchUpload`; `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall` and `ObjectTooLarge`, with the upload as it
@@ -205,7 +219,7 @@ class Uploads:
             if not self._attempts[revision]:
                 del self._attempts[revision]
 
-    async def _attempt(self, upload: UploadId, parts: Sequence[PartName]) -> None:
+    async def _attempt(self, upload: UploadId, parts: Parts) -> None:
         operation = self._operations.begin()
         try:
             outcome = await self._complete(operation, upload, parts)
@@ -218,7 +232,7 @@ class Uploads:
             raise
         telemetry.upload_completes.labels(outcome).inc()
 
-    async def _complete(self, operation: Operation, upload: UploadId, parts: Sequence[PartName]) -> str:
+    async def _complete(self, operation: Operation, upload: UploadId, parts: Parts) -> str:
         revision = upload.revision
         object_id = revision.object_id
         blob: BlobInfo | None = None
@@ -234,7 +248,7 @@ class Uploads:
                 case Unknown() | Condemned(swept=True):
                     return await self._no_such_upload(operation, revision)
                 case Condemned():
-                    raise Unavailable(_BEING_SETTLED)
+                    raise Unavailable(BEING_SETTLED)
                 case Claimed(entry):
                     if blob is None:
                         blob = await self._assemble(operation, upload, parts)
@@ -242,7 +256,10 @@ class Uploads:
                         return await self._ended(operation, "repeated")
                     if await self._commit(operation, base, entry, blob):
                         telemetry.upload_claims.observe(entry.epoch)
-                        await self._operations.off_path("finish_upload", self._finish(operation, revision, old))
+                        small = is_session(entry.upload or b"") and blob.size <= self._limits.inline_bytes_max
+                        await self._operations.off_path(
+                            "finish_upload", self._finish(operation, revision, old, small=small)
+                        )
                         return "completed"
             self._conflicts.inc()
         raise Unavailable("too many concurrent writers of this object; try again")
@@ -254,9 +271,9 @@ class Uploads:
 
     async def _no_such_upload(self, operation: Operation, revision: Revision) -> str:
         """The log does not know the upload. It may have been committed so long ago that only the row tells."""
-        if await self._row_has(revision):
+        if await self.row_has(revision):
             return await self._ended(operation, "repeated")
-        raise NoSuchUpload(_ENDED)
+        raise NoSuchUpload(ENDED)
 
     async def _claim(self, operation: Operation, revision: Revision, old: Revision | None) -> Claim:
         """Step 2, and the wait for a sweeper that is settling the upload.
@@ -272,12 +289,13 @@ class Uploads:
                 return claim
             await self._clock.sleep(self._limits.complete_poll_seconds)
 
-    async def _assemble(self, operation: Operation, upload: UploadId, parts: Sequence[PartName]) -> BlobInfo | None:
+    async def _assemble(self, operation: Operation, upload: UploadId, parts: Parts) -> BlobInfo | None:
         """Steps 3 and 4. Returns the blob, or None if there is nothing to do: the upload was committed meanwhile."""
         revision = upload.revision
         answer: TierstoreError | None = None
         try:
-            await self._operations.in_time(operation, self._long_term.complete(upload, parts))
+            names = parts if isinstance(parts, Sequence) else await parts()
+            await self._operations.in_time(operation, self._long_term.complete(upload, names))
         except (ClientMistake, Unavailable) as error:
             answer = error
         blob = await self._operations.in_time(operation, self._long_term.head(revision))
@@ -285,19 +303,20 @@ class Uploads:
         if blob is not None and not refused:
             return blob
         # In this order: what the row has let go of is listed as old, and then done, before its blob goes.
-        if blob is not None and await self._row_has(revision):
+        if blob is not None and await self.row_has(revision):
             return None
         entries = await self._changelog.find(revision)
         entry = next((entry for entry in entries if entry.owner_is_upload), None)
         if (entry is not None and entry.state is State.DONE) or any(each.role is Role.OLD for each in entries):
             return None
         if entry is None or (entry.state is State.CONDEMNED and entry.sweeps):
-            raise NoSuchUpload(_ENDED)
+            raise NoSuchUpload(ENDED)
         if entry.state is State.CONDEMNED:
-            raise Unavailable(_BEING_SETTLED) from answer
+            raise Unavailable(BEING_SETTLED) from answer
         raise answer or Unavailable("the long-term store has not assembled the upload yet; try again")
 
-    async def _own_entry(self, revision: Revision) -> Entry | None:
+    async def own_entry(self, revision: Revision) -> Entry | None:
+        """The upload's own entry; None if the log has none. Raises `Unavailable`."""
         for entry in await self._changelog.find(revision):
             if entry.owner_is_upload:
                 return entry
@@ -326,18 +345,21 @@ class Uploads:
     async def _has(self, revision: Revision) -> bool:
         """Whether the row points to ``revision``; False also when nobody can tell."""
         try:
-            return await self._row_has(revision)
+            return await self.row_has(revision)
         except Unavailable:
             return False
 
-    async def _row_has(self, revision: Revision) -> bool:
+    async def row_has(self, revision: Revision) -> bool:
+        """Whether the object's row points to ``revision``. Raises `Unavailable`."""
         row = await self._high_volume.head(revision.object_id)
         return pointed_to(revision.object_id, row) == revision
 
-    async def _finish(self, operation: Operation, revision: Revision, old: Revision | None) -> None:
+    async def _finish(self, operation: Operation, revision: Revision, old: Revision | None, *, small: bool) -> None:
         """Step 6."""
         await self._changelog.mark_done(revision, self._operations.outcome_end())
         await self._operations.clean_up(operation, old)
+        if small:
+            await self._committer.bring_inline(revision)
 
     async def abort(self, upload: UploadId) -> None:
         """End the upload and remove its parts; also one that was aborted already.
@@ -348,9 +370,9 @@ class Uploads:
         revision = upload.revision
         waiting_ends = self._clock.monotonic() + self._limits.complete_wait_seconds_max
         while True:
-            entry = await self._own_entry(revision)
+            entry = await self.own_entry(revision)
             if entry is None:
-                raise NoSuchUpload(_ENDED)
+                raise NoSuchUpload(ENDED)
             if entry.state is State.DONE:
                 raise NoSuchUpload("the upload was completed; delete the object to remove it")
             if entry.state is State.CONDEMNED and entry.sweeps:
@@ -365,7 +387,7 @@ class Uploads:
                 return
             if outcome == "lost":  # a retry of a claim, a sweeper or another abort was faster, or is at it
                 if late:
-                    raise Unavailable(_BEING_SETTLED)
+                    raise Unavailable(BEING_SETTLED)
                 await self._clock.sleep(self._limits.complete_poll_seconds)
 
 
@@ -373,7 +395,8 @@ def _wanted(entry: Entry) -> Metadata:
     """What the object of the upload is to be, as its initiator said. Raises `CorruptObject`."""
     if not entry.upload:
         raise CorruptObject(f"the entry of upload {entry.revision.uuid} does not say what it is to be")
-    return decode_metadata(entry.upload, None).metadata
+    wanted = decode_session(entry.upload)[1] if is_session(entry.upload) else entry.upload
+    return decode_metadata(wanted, None).metadata
 
 
 def _outcome_of(error: BaseException) -> str:

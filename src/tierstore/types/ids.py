@@ -15,6 +15,8 @@ from tierstore.limits import Limits
 
 UPLOAD_UUID_VERSION = 8
 """Of the UUIDs of revisions that multipart uploads make (RFC 9562: free for the application); others never have it."""
+SESSION_UUID_BIT = 1
+"""Of the UUIDs of uploads: set where the upload is resumable, and its parts are the server's to make."""
 
 _USECASE = re.compile(r"[A-Za-z0-9_-]{3,64}")
 _SCOPE_WORD = re.compile(r"[A-Za-z0-9_\-()$!+']+")
@@ -141,6 +143,11 @@ class Revision:
     def is_upload(self) -> bool:
         """Whether a multipart upload makes its blob. It is in the name, so that telling costs no look anywhere."""
         return self.uuid.version == UPLOAD_UUID_VERSION
+
+    @property
+    def is_session(self) -> bool:
+        """Whether that upload is a resumable one. In the name as well: whoever holds it cannot say otherwise."""
+        return self.is_upload and bool(self.uuid.int & SESSION_UUID_BIT)
 
     @property
     def storage_path(self) -> str:

@@ -37,28 +37,41 @@ class UploadId:
 
         The checksum also covers the object's storage path, which is not part of the id.
         """
-        content = _FORMAT + self.revision.uuid.bytes + self.store_id.encode("ascii")
-        return base64.urlsafe_b64encode(content + _checksum(content, self.revision.object_id)).rstrip(b"=").decode()
+        return encode_token(_FORMAT, self)
 
     @classmethod
     def decode(cls, text: str, object_id: ObjectId, limits: Limits) -> "UploadId":
         """The id that ``text`` is for ``object_id``. Raises `InvalidRequest` for anything else."""
-        raw = b""
-        if len(text) <= limits.upload_id_bytes_max and _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
-            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-        uuid, store_id = content[1 : 1 + _UUID_BYTES], content[1 + _UUID_BYTES :]
-        if (
-            len(uuid) != _UUID_BYTES
-            or content[:1] != _FORMAT
-            or checksum != _checksum(content, object_id)
-            or not store_id.isascii()
-        ):
-            raise InvalidRequest("this is no upload id of this object: it is damaged, or belongs to another object")
-        upload = cls(Revision(object_id, UUID(bytes=uuid)), store_id.decode("ascii"))
-        if not upload.revision.is_upload or upload.encode() != text:  # another spelling of the last bits
-            raise InvalidRequest("this is no upload id of this object: it is damaged, or belongs to another object")
+        upload = decode_token(_FORMAT, text, object_id, limits)
+        if upload.revision.is_session:
+            raise InvalidRequest("this is no upload id: the upload is resumable, and its parts are not its client's")
         return upload
+
+
+def encode_token(form: bytes, upload: UploadId) -> str:
+    """What names ``upload`` to clients, with ``form`` as its format byte; see `UploadId.encode`."""
+    content = form + upload.revision.uuid.bytes + upload.store_id.encode("ascii")
+    return base64.urlsafe_b64encode(content + _checksum(content, upload.revision.object_id)).rstrip(b"=").decode()
+
+
+def decode_token(form: bytes, text: str, object_id: ObjectId, limits: Limits) -> UploadId:
+    """The upload that ``text``, with this format byte, names. Raises `InvalidRequest` for anything else."""
+    raw = b""
+    if len(text) <= limits.upload_id_bytes_max and _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+    uuid, store_id = content[1 : 1 + _UUID_BYTES], content[1 + _UUID_BYTES :]
+    if (
+        len(uuid) != _UUID_BYTES
+        or content[:1] != form
+        or checksum != _checksum(content, object_id)
+        or not store_id.isascii()
+    ):
+        raise InvalidRequest("this is no upload id of this object: it is damaged, or belongs to another object")
+    upload = UploadId(Revision(object_id, UUID(bytes=uuid)), store_id.decode("ascii"))
+    if not upload.revision.is_upload or encode_token(form, upload) != text:  # another spelling of the last bits
+        raise InvalidRequest("this is no upload id of this object: it is damaged, or belongs to another object")
+    return upload
 
 
 def _checksum(content: bytes, object_id: ObjectId) -> bytes:

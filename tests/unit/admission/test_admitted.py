@@ -11,17 +11,21 @@ from tests.unit.tiering.world import SMALL, BytesBody, World, open_world
 from tierstore.admission.admitted import AdmittedService
 from tierstore.admission.authentication import Caller
 from tierstore.admission.buckets import BucketTable
+from tierstore.admission.conditions import Condition
 from tierstore.admission.controls import Controls
 from tierstore.admission.facts import RequestFacts
-from tierstore.admission.rate_limits import RateLimiter
+from tierstore.admission.killswitches import Killswitches
+from tierstore.admission.rate_limits import RateLimiter, Throughput, rate_of
 from tierstore.admission.rules import Rules
-from tierstore.errors import Forbidden, InvariantBroken, TierstoreError
+from tierstore.errors import Forbidden, InvariantBroken, RateLimited, TierstoreError
 from tierstore.service.service import ObjectService
 from tierstore.tasks import TaskOwner
+from tierstore.types.expiry import AfterNow
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import UploadId
 from tierstore.types.permissions import ALL_PERMISSIONS, Permission
+from tierstore.types.resumable import SessionId
 
 SCOPES = (Scope("org", "1"),)
 MINE = ObjectId("testing", SCOPES, "k")
@@ -39,6 +43,7 @@ CALLS: Mapping[str, tuple[Permission, Call]] = {
     "get": (Permission.READ, lambda service, named: service.get(named, None)),
     "head": (Permission.READ, lambda service, named: service.head(named)),
     "delete": (Permission.DELETE, lambda service, named: service.delete(named)),
+    "extend_expiry": (Permission.WRITE, lambda service, named: service.extend_expiry(named, AfterNow(1))),
     "initiate_upload": (Permission.WRITE, lambda service, named: service.initiate_upload(named, Metadata())),
     "upload_part": (
         Permission.WRITE,
@@ -47,13 +52,23 @@ CALLS: Mapping[str, tuple[Permission, Call]] = {
     "list_parts": (Permission.WRITE, lambda service, named: service.list_parts(_upload(named), 0, 1)),
     "complete_upload": (Permission.WRITE, lambda service, named: service.complete_upload(_upload(named), [])),
     "abort_upload": (Permission.WRITE, lambda service, named: service.abort_upload(_upload(named))),
+    "create_session": (Permission.WRITE, lambda service, named: service.create_session(named, Metadata(), 64)),
+    "append": (
+        Permission.WRITE,
+        lambda service, named: service.append(SessionId(_upload(named)), 0, BytesBody(SMALL)),
+    ),
+    "query_session": (Permission.WRITE, lambda service, named: service.query_session(SessionId(_upload(named)))),
+    "cancel_session": (Permission.WRITE, lambda service, named: service.cancel_session(SessionId(_upload(named)))),
 }
 
 
-def _admitted(world: World, permissions: frozenset[Permission], key: str | None) -> AdmittedService:
+def _admitted(
+    world: World, permissions: frozenset[Permission], key: str | None, rules: Rules | None = None
+) -> AdmittedService:
     service = ObjectService(
         world.store,
         world.uploads,
+        world.resumable,
         world.high_volume,
         world.long_term,
         world.changelog,
@@ -72,8 +87,9 @@ def _admitted(world: World, permissions: frozenset[Permission], key: str | None)
         downstream_service=None,
         permission=None,
     )
-    controls = Controls(Rules(), RateLimiter(BucketTable.private(), world.clock))
-    return AdmittedService(service, controls, facts, Caller("kid", permissions))
+    controls = Controls(rules or Rules(), RateLimiter(BucketTable.private(), world.clock))
+    caller = Caller("kid", permissions)
+    return AdmittedService(service, controls, facts, caller, lambda: caller)
 
 
 def test_every_operation_has_its_case() -> None:
@@ -112,6 +128,24 @@ async def test_an_operation_stays_with_its_request(name: str) -> None:
         within = ObjectId("testing", SCOPES, "made here")
         assert await _outcome(call(_admitted(world, ALL_PERMISSIONS, None), within)) is not InvariantBroken
         await world.drain()
+
+
+async def test_a_batch_is_admitted_operation_by_operation() -> None:
+    """In bulk each operation needs its permission as well, and counts as a request, the first one with its batch."""
+    rate = Throughput(all_requests=rate_of(0.001, 2))
+    async with open_world() as world:
+        admitted = _admitted(world, ALL_PERMISSIONS - {Permission.READ}, None, Rules(throughput=rate)).in_bulk()
+        for _ in range(3):
+            admitted.admit_operation()
+        with pytest.raises(RateLimited):
+            admitted.admit_operation()
+        await admitted.delete(MINE)
+        with pytest.raises(Forbidden):
+            await admitted.head(MINE)
+        stopped = Killswitches((Condition(usecase="testing"),))
+        admitted = _admitted(world, ALL_PERMISSIONS, None, Rules(killswitches=stopped)).in_bulk()
+        with pytest.raises(Forbidden):
+            admitted.admit_operation()
 
 
 async def _outcome(work: Coroutine[Any, Any, object]) -> type[TierstoreError] | None:

@@ -33,6 +33,7 @@ from tierstore.testing.laws.long_term import Source
 from tierstore.types.ids import ObjectId, Revision, Scope
 from tierstore.types.metadata import Metadata
 from tierstore.types.multipart import PartName, UploadId
+from tierstore.types.resumable import Progress, SessionId
 
 LIMITS = replace(Limits.tiny(), key_bytes_max=256)
 FILM = ObjectId("media", (Scope("org", "1"),), "a film")
@@ -140,6 +141,26 @@ async def test_an_upload_in_progress_is_listed(tmp_path: Path) -> None:
             "    begun 10m ago, 7 parts, 28 B, claimed 1 time to be completed; "
             "an upload in progress: aborted in 50m, unless it is completed before"
         )
+
+
+async def test_a_resumable_upload_is_listed(tmp_path: Path) -> None:
+    """As one, with how far it has come; its token leads to it, and it has no upload id. A damaged one hides nothing."""
+    async with bench(tmp_path) as on:
+        progress = Progress(100).with_number_given().with_part(1, 40)
+        upload = await on.tools.uploads.initiate(FILM, Metadata(), progress)
+        (report,) = await on.uploads()
+        fields = report.fields()
+        assert (fields["offset"], fields["length"]) == (40, 100)
+        assert (fields["session"], fields["upload_id"]) == (SessionId(upload).encode(), None)
+        assert "begun 0s ago, resumable, 40 B of 100 B, 0 parts, 0 B" in report.text()
+        [entry] = await on.tools.stores.changelog.find(upload.revision)
+        held = entry.upload or b""
+        assert await on.tools.stores.changelog.advance(upload.revision, held, held[:-1] + b"?", 0)
+        (report,) = await on.uploads()
+        assert (report.fields()["offset"], report.fields()["session"]) == (None, fields["session"])
+        plain, _ = await on.begin(b"part")
+        (other,) = [each for each in await on.uploads() if each.entry.revision == plain.revision]
+        assert other.fields()["session"] is None
 
 
 async def test_what_an_upload_holds_is_told_apart(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def _service(world: World, mutations_max: int = 64) -> tuple[ObjectService, Task
     service = ObjectService(
         world.store,
         world.uploads,
+        world.resumable,
         world.high_volume,
         world.long_term,
         world.changelog,

@@ -81,6 +81,7 @@ class World:
         stores = Stores(self.high_volume, self.long_term, self.changelog)
         tiering = build_tiering(stores, limits=limits, clock=self.clock, ids=self.ids, cleanup=self.cleanup)
         self.committer, self.settler, self.uploads = tiering.committer, tiering.settler, tiering.uploads
+        self.resumable = tiering.resumable
         self.store, self.sweeper = tiering.store, tiering.sweeper
 
     async def put(self, key: str, payload: bytes, expiration: Expiration | None = None) -> Tier:

@@ -98,10 +98,13 @@ def test_any_text_is_refused_cleanly(text: str) -> None:
 @pytest.mark.parametrize("ids", [SystemIds(), SeededIds(3)])
 def test_an_uploads_revision_is_told_by_its_name(ids: SystemIds | SeededIds) -> None:
     """A UUID that was drawn for an upload says so, and is unique; others never do."""
-    drawn = {ids.upload_uuid() for _ in range(1000)}
-    assert len(drawn) == 1000
-    assert all(Revision(OBJECT, uuid).is_upload for uuid in drawn)
-    assert not any(Revision(OBJECT, ids.uuid()).is_upload for _ in range(1000))
+    for session in (False, True):
+        drawn = {ids.upload_uuid(session=session) for _ in range(1000)}
+        assert len(drawn) == 1000
+        assert all(Revision(OBJECT, uuid).is_upload for uuid in drawn)
+        assert all(Revision(OBJECT, uuid).is_session is session for uuid in drawn)
+    others = [Revision(OBJECT, ids.uuid()) for _ in range(1000)]
+    assert not any(other.is_upload or other.is_session for other in others)
 
 
 @pytest.mark.parametrize("numbers", [[], [1], [1, 2, 3], [5, 10_000]])

@@ -174,6 +174,18 @@ class HighVolumeBackend(ABC):
         """
 
     @abstractmethod
+    async def bring_inline(
+        self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
+    ) -> bool:
+        """Put ``payload`` in the place of what a tombstone points to, if the row has the version ``expected``.
+
+        The row is an inline one then, with a new version, and with the metadata and the deadline that the tombstone has
+        at that moment: an extension that came since it was read is kept. Of a row that is no tombstone nothing is
+        changed. ``not_after`` as with `compare_and_write`. Returns whether it was written. Not safe to repeat after
+        `OutcomeUnknown`: read the row first.
+        """
+
+    @abstractmethod
     async def fence(self, object_id: ObjectId) -> RowHead:
         """Give the row a new version, whatever it is, leave content and deadline alone, and return it as it then is.
 
@@ -188,6 +200,10 @@ class HighVolumeBackend(ABC):
 
         Only if the row has ``version``, has a deadline, that deadline lies in the future by the backend's own clock
         and is earlier than ``expires``: never shortens, never revives. Returns whether it moved. Safe to repeat.
+
+        A store looks at its clock before it commits, so an extension that was in time may become visible a moment after
+        the old deadline. But not after any other call of this method for the row that began after that deadline has
+        returned: by such a call a reader learns that a deadline which it finds passed will not move any more.
         """
 
     @abstractmethod

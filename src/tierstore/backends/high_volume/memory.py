@@ -135,6 +135,18 @@ class MemoryHighVolume(HighVolumeBackend):
         self._store(object_id, content, expires)
         return True
 
+    async def bring_inline(
+        self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
+    ) -> bool:
+        await self._clock.sleep(0)
+        stored = self._rows.get(object_id)
+        if self._clock.now() > not_after or stored is None or stored.version != expected:
+            return False
+        if not isinstance(stored.content, Tombstone):
+            return False
+        self._store(object_id, Inline(stored.content.metadata, payload), stored.expires)
+        return True
+
     async def fence(self, object_id: ObjectId) -> RowHead:
         await self._clock.sleep(0)
         stored = self._rows.get(object_id)

@@ -117,6 +117,11 @@ _POINT = """
     WHERE path = ?7 AND fenced = ?8
     RETURNING id
 """
+_BRING_INLINE = """
+    UPDATE rows SET version = ?1, kind = 0, revision = NULL, changed = ?2, fenced = ?1
+    WHERE path = ?3 AND version = ?4 AND kind = 1
+    RETURNING id
+"""
 _EXTEND = "UPDATE rows SET expires = ? WHERE path = ? AND version = ? AND expires > ? AND expires < ?"
 _PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (row, checksum, payload) VALUES (?, ?, ?)"
 _REMOVE_PAYLOAD = "DELETE FROM payloads WHERE row = ?"
@@ -292,6 +297,27 @@ class SqliteHighVolume(HighVolumeBackend):
             return written is not None
 
         return await self._database.write(work, weight=_weight(path, content))
+
+    async def bring_inline(
+        self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
+    ) -> bool:
+        path = object_id.storage_path.encode()
+        version = self._ids.version()
+        checksum = xxhash.xxh3_128_digest(payload)
+        weight = len(path) + len(payload)
+
+        def work(connection: Connection) -> bool:
+            now = self._clock.now()
+            if now > not_after:
+                return False
+            self._database.check_room(connection, weight, self._reserve_bytes)
+            written = connection.execute(_BRING_INLINE, (version, now, path, expected)).fetchone()
+            if written is None:
+                return False
+            connection.execute(_PUT_PAYLOAD, (written[0], checksum, payload))
+            return True
+
+        return await self._database.write(work, weight=weight)
 
     async def fence(self, object_id: ObjectId) -> RowHead:
         path = object_id.storage_path.encode()

@@ -132,9 +132,11 @@ class LongTermBackend(ABC):
 
     @abstractmethod
     async def upload_part(
-        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
         """Store the ``size`` bytes that ``source`` yields as part ``number`` (1 to ``parts_max``), durably.
+
+        With None for ``size``, as many as it yields: asked for only of a store that has no ``part_bytes_min``.
 
         In place of the part that had the number: whole, and from then on only the new one's ETag names it. Parts with
         other content have other ETags. Holds at most a few chunks in memory. A source that yields another number of

@@ -178,7 +178,7 @@ class FilesystemLongTerm(LongTermBackend):
         return partial(check_not_late, self._clock, not_after)
 
     async def upload_part(
-        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
         invariant(1 <= number <= self._limits.parts_max, "a part has a number from 1 to parts_max")
         with self._operation():

@@ -151,7 +151,7 @@ class MemoryLongTerm(LongTermBackend):
         return store_id
 
     async def upload_part(
-        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int, md5: bytes | None
+        self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
         await self._arrive()
         self._in_progress(upload)
@@ -159,7 +159,7 @@ class MemoryLongTerm(LongTermBackend):
         digest = hashlib.md5(payload, usedforsecurity=False)
         if md5 not in {None, digest.digest()}:
             raise ChecksumMismatch("the part does not have the MD5 that was announced")
-        part = Part(number, digest.hexdigest(), size, self._clock.now())
+        part = Part(number, digest.hexdigest(), len(payload), self._clock.now())
         self._in_progress(upload).parts[number] = StoredPart(part, payload)
         return part
 

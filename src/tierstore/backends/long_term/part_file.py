@@ -150,7 +150,7 @@ class PartWriter:
     durable whatever has been published of the upload before.
     """
 
-    def __init__(self, store: StoreDirectory, revision: Revision, number: int, size: int, nonce: bytes) -> None:
+    def __init__(self, store: StoreDirectory, revision: Revision, number: int, size: int | None, nonce: bytes) -> None:
         self._store = store
         self._uuid = revision.uuid
         self._number = number
@@ -168,7 +168,7 @@ class PartWriter:
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Append the chunks to the payload. Raises `StorageFull` before the disk is full, where there is a reserve."""
-        left = self._size - (self._offset - PART_HEADER_BYTES)
+        left = 0 if self._size is None else self._size - (self._offset - PART_HEADER_BYTES)
         self._store.check_room(max(left, sum(map(len, chunks))))
         fd = self._descriptor()
         for chunk in chunks:

@@ -836,6 +836,63 @@ class ChangeLogLaws(IdentityLaws):
         await self.expect(recorded)
         assert list(await log.find(UPLOAD)) == [recorded]
 
+    @pytest.mark.parametrize(("given", "then"), [(1_999, 2_000), (2_000, 2_000), (7_000, 7_000)])
+    async def test_advance_changes_what_an_upload_holds(self, log: ChangeLog, given: int, then: int) -> None:
+        """And pushes its time out, never in; its epoch stays, and other entries of the revision do."""
+        own, other = self.own_entry(epoch=3), self.entry(UPLOAD, YOU, role=Role.OLD)
+        await self.plant([own, other])
+        assert await log.advance(UPLOAD, b"wanted", b"\x00more", given)
+        await self.expect(replace(own, upload=b"\x00more", not_before=then), other)
+
+    @pytest.mark.parametrize("state", State)
+    async def test_advance_wants_what_the_upload_holds(self, log: ChangeLog, state: State) -> None:
+        """To the byte: with anything else, and for what is no open upload, nothing is changed."""
+        held = b"" if state is State.DONE else b"wanted"
+        planted = [replace(self.own_entry(state=state), upload=held), self.entry(NEW)]
+        await self.plant(planted)
+        for expected in (b"wante", b"wanted\x00", b"Wanted", held if state is not State.OPEN else b""):
+            assert not await log.advance(UPLOAD, expected, b"more", 9_000)
+        assert not await log.advance(NEW, b"", b"more", 9_000)
+        assert not await log.advance(OTHER, b"wanted", b"more", 9_000)
+        await self.expect(*planted)
+
+    async def test_of_many_that_advance_at_once_one_does(self, log: ChangeLog, second: ChangeLog) -> None:
+        """On two instances; and what stands is what that one gave."""
+        await self.plant([self.own_entry()])
+        calls = ((log, second)[n % 2].advance(UPLOAD, b"wanted", b"%d" % n, 5_000 + n) for n in range(RACERS))
+        advanced = await asyncio.gather(*calls)
+        assert advanced.count(True) == 1
+        won = advanced.index(True)
+        await self.expect(replace(self.own_entry(), upload=b"%d" % won, not_before=5_000 + won))
+
+    async def test_many_count_by_advancing(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Whoever loses looks and tries again: no count is lost, whichever instance it goes through."""
+        await self.plant([replace(self.own_entry(), upload=b"0")])
+
+        async def count(through: ChangeLog) -> None:
+            while True:
+                [held] = await through.find(UPLOAD)
+                seen = held.upload or b""
+                if await through.advance(UPLOAD, seen, b"%d" % (int(seen) + 1), 0):
+                    return
+
+        await asyncio.gather(*(count((log, second)[n % 2]) for n in range(8)))
+        [held] = await self.stored()
+        assert held.upload == b"8"
+
+    async def test_an_advance_and_a_sweeper_race_for_an_upload(self, log: ChangeLog, second: ChangeLog) -> None:
+        """Who condemns always gets the upload; an advance came before that, or changed nothing."""
+        for number in range(ROUNDS):
+            begun = revision("raced", 1_000 + number)
+            await log.begin_upload(begun, b"wanted", 0)
+            [seen] = await log.find(begun)
+            advanced, taken = await raced(number, log.advance(begun, b"wanted", b"more", 77), second.condemn(seen, 99))
+            assert taken is not None
+            [held] = await log.find(begun)
+            assert held == replace(seen, state=State.CONDEMNED, epoch=1, not_before=99, upload=taken.upload)
+            assert taken.upload == (b"more" if advanced else b"wanted")
+            assert not await log.advance(begun, taken.upload or b"", b"late", 77)
+
     @pytest.mark.parametrize("own", [State.OPEN, State.CONDEMNED, State.DONE, None])
     async def test_a_revision_that_is_listed_as_old_was_committed(self, log: ChangeLog, own: State | None) -> None:
         """`claim` says so whatever the upload's own entry says, and changes nothing."""

@@ -482,6 +482,68 @@ class HighVolumeLaws(IdentityLaws):
         assert await store.compare_and_write(IT, base.version, INLINE, None) is None
         assert not await store.extend(IT, base.version, self.clock.now() + 2 * SECOND)
 
+    # bring_inline
+
+    @pytest.mark.parametrize("expires", [None, 5 * SECOND])
+    async def test_bring_inline_keeps_all_but_the_place(
+        self, store: HighVolumeBackend, expires: UnixMicros | None
+    ) -> None:
+        """Metadata and deadline are the tombstone's, also past it; the version is new, and so is the mark of a blob."""
+        await self.plant(IT, RawRow(BEFORE, TOMBSTONE, expires))
+        base = await store.head(IT)
+        assert base is not None
+        assert await store.bring_inline(IT, BEFORE, b"the payload", not_after=self.clock.now())
+        raw = await self.now_stored()
+        assert raw == RawRow(raw.version, Inline(TOMBSTONE.metadata, b"the payload"), expires, self.clock.now())
+        assert raw.version != BEFORE
+        assert await store.read(IT) == as_row(raw)
+        assert not await store.point(IT, base, TOMBSTONE_2, None, not_after=self.clock.now())
+
+    async def test_bring_inline_keeps_an_extension(self, store: HighVolumeBackend, second: HighVolumeBackend) -> None:
+        """A deadline that was moved after the row was read stays moved; extending the tombstone is too late then."""
+        now = self.clock.now()
+        await self.plant(IT, RawRow(BEFORE, TOMBSTONE, now + SECOND))
+        assert await second.extend(IT, BEFORE, now + 5 * SECOND)
+        assert await store.bring_inline(IT, BEFORE, b"x", not_after=now)
+        assert (await self.now_stored()).expires == now + 5 * SECOND
+        assert not await second.extend(IT, BEFORE, now + 9 * SECOND)
+
+    async def test_bring_inline_wants_the_tombstone_that_was_seen(
+        self, store: HighVolumeBackend, second: HighVolumeBackend
+    ) -> None:
+        """Another version, another kind of row, none, or too late: nothing is written."""
+        now = self.clock.now()
+        assert not await store.bring_inline(IT, BEFORE, b"x", not_after=now)
+        assert await self.stored(IT) is None
+        for content in (INLINE, GONE):
+            it = object_named(type(content).__name__)
+            await self.plant(it, RawRow(BEFORE, content, None))
+            assert not await store.bring_inline(it, BEFORE, b"x", not_after=now)
+            assert await self.stored(it) == RawRow(BEFORE, content, None)
+        await self.plant(IT, RawRow(BEFORE, TOMBSTONE, None))
+        assert not await store.bring_inline(IT, AFTER, b"x", not_after=now)
+        assert not await store.bring_inline(IT, BEFORE, b"x", not_after=now - 1)
+        assert await self.stored(IT) == RawRow(BEFORE, TOMBSTONE, None)
+        await second.fence(IT)
+        assert not await store.bring_inline(IT, BEFORE, b"x", not_after=now)
+
+    async def test_bring_inline_races_writers(self, store: HighVolumeBackend, second: HighVolumeBackend) -> None:
+        """Of it and other writers from the same version one wins; a blind write meets the tombstone, or what came."""
+        for number in range(RACERS):
+            it = object_named(f"raced {number}")
+            await self.plant(it, RawRow(BEFORE, TOMBSTONE, None))
+            calls = [
+                store.bring_inline(it, BEFORE, b"brought", not_after=self.clock.now()),
+                second.compare_and_write(it, BEFORE, GONE, None),
+                store.bring_inline(it, BEFORE, b"brought", not_after=self.clock.now()),
+            ]
+            results = await asyncio.gather(*(calls if number % 2 else calls[::-1]))
+            assert sum(map(bool, results)) == 1
+            brought = bool((results if number % 2 else results[::-1])[1]) is False
+            raw = await self.stored(it)
+            assert raw is not None
+            assert raw.content == (Inline(TOMBSTONE.metadata, b"brought") if brought else GONE)
+
     # fence
 
     @pytest.mark.parametrize("content", CONTENTS)
@@ -600,6 +662,34 @@ class HighVolumeLaws(IdentityLaws):
         assert not await store.extend(OTHER, BEFORE, now + 9)
         assert await self.stored(IT) == raw
         assert await self.stored(OTHER) is None
+
+    async def test_extensions_at_the_same_time(self, store: HighVolumeBackend, second: HighVolumeBackend) -> None:
+        """The latest deadline stands, whatever the order; each that moved nothing found one as late as its own."""
+        now = self.clock.now()
+        await self.plant(IT, RawRow(BEFORE, TOMBSTONE, now + 1))
+        deadlines = [now + 2 + number for number in range(RACERS)]
+        Random(5).shuffle(deadlines)
+        moved = await asyncio.gather(
+            *((store, second)[number % 2].extend(IT, BEFORE, deadline) for number, deadline in enumerate(deadlines))
+        )
+        assert await self.stored(IT) == RawRow(BEFORE, TOMBSTONE, max(deadlines))
+        assert moved[deadlines.index(max(deadlines))]
+
+    async def test_extend_and_settling_at_the_same_time(
+        self, store: HighVolumeBackend, second: HighVolumeBackend
+    ) -> None:
+        """Of an extension and the settling of what has expired, exactly one happens, before the deadline and at it."""
+        now = self.clock.now()
+        for number in range(RACERS):
+            it, left = object_named(f"{number}"), number % 2
+            await self.plant(it, RawRow(BEFORE, TOMBSTONE, now + left))
+            extended, settled = await asyncio.gather(
+                store.extend(it, BEFORE, now + 9),
+                second.compare_and_write(it, BEFORE, GONE, None, if_expired_by=now + left),
+            )
+            assert extended is (settled is None)
+            assert (await self.now_stored(it)).content == (TOMBSTONE if extended else GONE)
+            assert left or not extended
 
     # scan
 

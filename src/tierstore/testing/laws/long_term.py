@@ -964,6 +964,25 @@ class LongTermLaws(IdentityLaws):
         await store.complete(upload, await self.sent(store, upload, parts))
         assert await read(store, upload.revision) == b"".join(parts.values())
 
+    @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK])
+    async def test_a_part_may_be_as_long_as_its_source(self, store: LongTermBackend, size: int) -> None:
+        """A part whose size is not known beforehand is what its source yields; with an announced one beside it."""
+        upload = await self.begun(store)
+        part = payload(size)
+        stored = await store.upload_part(upload, 1, Source(cut(part, 7)), None, None)
+        assert (stored.number, stored.size) == (1, size)
+        assert list((await store.list_parts(upload, 0, 3)).parts) == [stored]
+        (after,) = await self.sent(store, upload, {2: b"after"})
+        await store.complete(upload, [PartName(1, stored.etag), after])
+        assert await read(store, upload.revision) == part + b"after"
+
+    async def test_a_source_of_unknown_length_that_fails_stores_no_part(self, store: LongTermBackend) -> None:
+        """As one of known length."""
+        upload = await self.begun(store)
+        with pytest.raises(Boom):
+            await store.upload_part(upload, 1, Source([b"abc", b"def"], fail_at=1), None, None)
+        assert list((await store.list_parts(upload, 0, 3)).parts) == []
+
     async def test_a_part_is_replaced_by_the_next_with_its_number(self, store: LongTermBackend) -> None:
         """Only the new ETag names it; a wrong one, or an absent part, leaves the upload as it was."""
         upload = await self.begun(store)

@@ -1,105 +1,98 @@
 """The clients of a simulated run: they call, wait so long, try again at another server, and note what they saw."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any, Protocol, TypeVar, assert_never
+from typing import Any, assert_never
 
 from tierstore.backends.long_term.contract import BlobStream
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
-from tierstore.errors import ClientMistake, NoSuchUpload, ObjectNotFound, Unavailable
-from tierstore.testing.simulation.history import Act, History, Seen
-from tierstore.testing.simulation.judge import Judge, Violation
-from tierstore.testing.simulation.plan import Action, Kind, Plan
-from tierstore.testing.simulation.servers import Server, ServerGone, dice
+from tierstore.errors import ClientMistake, Conflict, NoSuchUpload, ObjectNotFound
+from tierstore.testing.simulation.calls import Begun, Caller, NoAnswer, Payload, Surroundings, object_id, payload_of
+from tierstore.testing.simulation.history import Act, Seen
+from tierstore.testing.simulation.judge import Violation
+from tierstore.testing.simulation.plan import Action, Kind
+from tierstore.testing.simulation.servers import Server, dice
+from tierstore.testing.simulation.sessions import SessionClients
 from tierstore.testing.traces import Kind as TraceKind
 from tierstore.tiering.objects import OpenObject
-from tierstore.types.ids import ObjectId, Revision, Scope
-from tierstore.types.metadata import MANUAL, Expiration, Metadata, ObjectInfo, TimeToIdle, TimeToLive
+from tierstore.types.expiry import AfterCreation, AfterNow, AtInstant, ExpiryTarget
+from tierstore.types.metadata import Expiration, ObjectInfo, TimeToIdle, TimeToLive, deadline
 from tierstore.types.multipart import PartName, UploadId
-from tierstore.types.streams import Body
-
-T = TypeVar("T")
 
 _UNNAMED_PART = 8
 """The number of a part that no list names."""
 
 
-class NoAnswer(Exception):
-    """The client does not know what became of its call, or is told to try again."""
+def _permit(_: Expiration) -> None:
+    """No policy has anything against it."""
 
 
-class Payload(Body):
-    """A payload in two chunks."""
+class Deadlines:
+    """What clients are told of deadlines, and the extensions that they have asked for.
 
-    def __init__(self, payload: bytes) -> None:
-        self.size = len(payload)
-        half = len(payload) // 2
-        self._chunks = iter([chunk for chunk in (payload[:half], payload[half:]) if chunk])
-
-    async def __anext__(self) -> bytes:
-        for chunk in self._chunks:
-            return chunk
-        self.complete = True
-        raise StopAsyncIteration
-
-
-@dataclass(slots=True)
-class Begun:
-    """An upload with all its parts sent."""
-
-    key: str
-    value: str
-    upload: UploadId
-    parts: Sequence[PartName]
-    outcome: str = ""
-    """``complete`` or ``failed`` once a client has been told so."""
-
-
-class Surroundings(Protocol):
-    """What clients see of a run."""
-
-    plan: Plan
-    history: History
-    judge: Judge
-    counts: Counter[str]
-    uploads: dict[int, Begun]
-    """By the action that began them."""
-
-    def operation(
-        self, kind: TraceKind, server: int, object_id: ObjectId | None = None, upload: Revision | None = None
-    ) -> AbstractContextManager[object]:
-        """What is called in the body is one operation, if it is recorded."""
-
-    def server(self, random: Random) -> Server:
-        """The server that a client reaches now."""
-
-    def earliest_clock(self) -> UnixMicros:
-        """The least that any server's clock shows now."""
-
-    def latest_clock(self) -> UnixMicros:
-        """The most."""
-
-
-def object_id(key: str) -> ObjectId:
-    """The id of a simulated object."""
-    return ObjectId("simulated", (Scope("org", "1"),), key)
-
-
-def payload_of(value: str, size: int) -> bytes:
-    """The payload that stands for ``value``."""
-    return (value.encode() * (size // len(value) + 1))[:size]
-
-
-class Clients:
-    """Carries out actions, each as a client of its own."""
+    A deadline that is shown is one that the object was given: at its creation, by an access or by an extension; and it
+    is no earlier than one that was shown of the same object before.
+    """
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._sizes: dict[str, int] = {}
+        self._asked: dict[str, list[ExpiryTarget]] = {}
+        """By key: all extensions that may have happened, whatever they were told."""
+        self._shown: dict[str, list[tuple[float, UnixMicros]]] = {}
+        """By value: when a read of it had ended, and the deadline that it was told."""
+
+    def draw(self, key: str, random: Random) -> ExpiryTarget:
+        """Where an extension leads that is about to be asked for."""
+        seconds = random.randint(0, 1 + 2 * self._around.plan.ttl)
+        instant = self._around.earliest_clock() + seconds * MICROS_PER_SECOND + random.randrange(MICROS_PER_SECOND)
+        target = random.choice((AtInstant(instant), AfterNow(seconds), AfterCreation(seconds)))
+        self._asked.setdefault(key, []).append(target)
+        return target
+
+    def earliest(self, target: ExpiryTarget) -> UnixMicros:
+        """What an extension that begins now will at least lead to."""
+        match target:
+            case AtInstant(instant):
+                return instant
+            case AfterNow(seconds) if not self._around.plan.clocks_jump:
+                return self._around.earliest_clock() + seconds * MICROS_PER_SECOND
+            case _:
+                return 0
+
+    def seen(self, key: str, read: Seen, info: ObjectInfo) -> None:
+        """A read has ended, and its client is shown ``info``. Raises `Violation`."""
+        shown, value = info.time_expires, info.metadata.origin
+        if shown is None or value is None:
+            return
+        earlier = self._shown.setdefault(value, [])
+        if any(ended < read.begun and before > shown for ended, before in earlier):
+            raise Violation(f"(3) the deadline of {value} was {max(earlier)[1]}, and then {shown}")
+        earlier.append((read.ended, shown))
+        if not self._around.plan.clocks_jump and not self._may_be(key, shown, info):
+            raise Violation(f"(7) {value} has the deadline {shown}, which nobody has given it: {info}")
+
+    def _may_be(self, key: str, shown: UnixMicros, info: ObjectInfo) -> bool:
+        """Whether an object may have this deadline."""
+        latest = self._around.latest_clock()
+        asked = self._asked.get(key, [])
+        if shown in {target.instant for target in asked if isinstance(target, AtInstant)}:
+            return True
+        expiration = info.metadata.expiration
+        given = deadline(expiration, info.time_created)
+        bounds = [latest + target.seconds * MICROS_PER_SECOND for target in asked if not isinstance(target, AtInstant)]
+        if isinstance(expiration, TimeToIdle):
+            bounds.append(latest + expiration.seconds * MICROS_PER_SECOND)
+        return given is not None and (shown == given or given < shown <= max(bounds, default=given))
+
+
+class Clients(Caller):
+    """Carries out actions, each as a client of its own."""
+
+    def __init__(self, around: Surroundings) -> None:
+        super().__init__(around)
+        self.sessions = SessionClients(around)
+        self._deadlines = Deadlines(around)
 
     async def act(self, action: Action) -> None:
         """Carry out ``action``."""
@@ -112,11 +105,15 @@ class Clients:
                 await self.read(action.key, random)
             case Kind.HEAD:
                 await self._head(action, random)
+            case Kind.EXTEND:
+                await self._extend(action, random)
             case Kind.UPLOAD:
                 await self._upload(action, random)
             case Kind.COMPLETE | Kind.ABORT | Kind.LATE_PART:
                 if (begun := self._around.uploads.get(action.upload)) is not None:
                     await self._meddle(action.kind, begun, random)
+            case Kind.SESSION | Kind.RESUME | Kind.CANCEL:
+                await self.sessions.act(action, random)
             case _:
                 assert_never(action.kind)
 
@@ -129,58 +126,17 @@ class Clients:
         else:
             await self._late_part(begun, random)
 
-    async def _ask(
-        self,
-        random: Random,
-        kind: TraceKind,
-        key: str,
-        work: Callable[[Server], Coroutine[Any, Any, T]],
-        upload: Revision | None = None,
-    ) -> T:
-        """One call to one server. Raises `NoAnswer`, and what the client is told that it did wrong."""
-        around = self._around
-        around.counts["operations"] += 1
-        server = around.server(random)
-        try:
-            async with asyncio.timeout(around.plan.client_timeout):
-                with around.operation(kind, server.number, object_id(key), upload):
-                    return await server.request(kind.value, work(server))
-        except (Unavailable, ServerGone, TimeoutError) as error:
-            around.counts["no answer"] += 1
-            raise NoAnswer from error
-
-    async def _pause(self, random: Random) -> None:
-        await asyncio.sleep(self._around.plan.latency * random.choice([0, 1, 10]))
-
-    def _expiration(self, random: Random) -> Expiration:
-        ttl = self._around.plan.ttl
-        if not ttl or random.random() < 0.5:
-            return MANUAL
-        return TimeToLive(ttl) if random.random() < 0.5 else TimeToIdle(ttl)
-
-    def _value(self, value: str, size: int, random: Random) -> Metadata:
-        """What an object of ``value`` is stored with."""
-        self._sizes[value] = size
-        return Metadata(origin=value, expiration=self._expiration(random))
-
-    def _mind_deadline(self, value: str, expiration: Expiration) -> None:
-        """Note when ``value`` may expire, counting from now."""
-        around = self._around
-        earliest = None
-        if isinstance(expiration, TimeToLive | TimeToIdle):
-            jumpy = around.plan.clocks_jump
-            earliest = 0 if jumpy else around.earliest_clock() + expiration.seconds * MICROS_PER_SECOND
-        around.history.earliest_deadlines.setdefault(value, earliest)
-
     async def _write(self, action: Action, random: Random) -> None:
         for attempt in range(self._around.plan.attempts):
             if await self.write_once(action.kind, action.key, f"{action.number}.{attempt}", random):
                 return
             await self._pause(random)
 
-    async def write_once(self, kind: Kind, key: str, value: str, random: Random) -> bool:
+    async def write_once(
+        self, kind: Kind, key: str, value: str, random: Random, expiration: Expiration | None = None
+    ) -> bool:
         """Put ``value`` or delete; return whether it was acknowledged."""
-        seen, work = self._prepared(kind, key, value, random)
+        seen, work = self._prepared(kind, key, value, random, expiration)
         try:
             await self._ask(random, TraceKind.DELETE if kind is Kind.DELETE else TraceKind.PUT, key, work)
         except NoAnswer:
@@ -190,14 +146,14 @@ class Clients:
         return True
 
     def _prepared(
-        self, kind: Kind, key: str, value: str, random: Random
+        self, kind: Kind, key: str, value: str, random: Random, expiration: Expiration | None
     ) -> tuple[Seen, Callable[[Server], Coroutine[Any, Any, object]]]:
         """The operation, which begins now, and what it asks of a server."""
         history = self._around.history
         if kind is Kind.DELETE:
             return history.begin(key, Act.DELETE), lambda server: server.service.delete(object_id(key))
         size = random.randint(8, 64) if kind is Kind.PUT_SMALL else random.randint(65, 300)
-        metadata = self._value(value, size, random)
+        metadata = self._value(value, size, expiration or self._expiration(random))
         self._mind_deadline(value, metadata.expiration)
         payload = payload_of(value, size)
         return (
@@ -226,6 +182,8 @@ class Clients:
         else:
             seen.value = info.metadata.origin
             self._check_payload(seen.value, info, payload)
+            history.end(seen)
+            self._deadlines.seen(key, seen, info)
         history.end(seen)
         return True
 
@@ -243,6 +201,49 @@ class Clients:
             seen.latest_clock = self._around.latest_clock()
         else:
             seen.value = found.info.metadata.origin
+            history.end(seen)
+            self._deadlines.seen(action.key, seen, found.info)
+        history.end(seen)
+
+    async def _extend(self, action: Action, random: Random) -> None:
+        """Extend the expiry, once or several times at once, and look again when it would have come."""
+        ttl = self._around.plan.ttl
+        kind = random.choice([None, Kind.PUT_SMALL, Kind.PUT_LARGE])
+        if kind is not None and ttl:
+            expiration = random.choice((TimeToLive(ttl), TimeToIdle(ttl)))
+            await self.write_once(kind, action.key, f"{action.number}.e", random, expiration)
+        together = [self._extend_once(action, Random(random.random())) for _ in range(random.choice([1, 1, 2]))]
+        async with asyncio.TaskGroup() as attempts:
+            for attempt in together:
+                attempts.create_task(attempt)
+        if random.random() < 0.5:
+            await asyncio.sleep(ttl * random.uniform(0.9, 1.5))
+            await self.read(action.key, random)
+
+    async def _extend_once(self, action: Action, random: Random) -> None:
+        """Extend the expiry of whatever it is that is there."""
+        history, around = self._around.history, self._around
+        target = self._deadlines.draw(action.key, random)
+        seen = history.begin(action.key, Act.EXTEND)
+        seen.until = self._deadlines.earliest(target)
+        try:
+            await self._ask(
+                random,
+                TraceKind.EXTEND,
+                action.key,
+                lambda server: server.service.extend_expiry(object_id(action.key), target, _permit),
+            )
+        except NoAnswer:
+            history.forget(action.key, seen)
+            return
+        except Conflict:  # it does not expire, or somebody was faster
+            around.counts["extensions refused"] += 1
+            history.forget(action.key, seen)
+            return
+        except ObjectNotFound:
+            seen.act, seen.until, seen.latest_clock = Act.READ, 0, around.latest_clock()
+        else:
+            around.counts["extensions acknowledged"] += 1
         history.end(seen)
 
     def _check_unexpired(self, info: ObjectInfo, clock: UnixMicros) -> None:
@@ -250,14 +251,14 @@ class Clients:
             raise Violation(f"(7) an object was read at {clock} that had expired at {info.time_expires}")
 
     def _check_payload(self, value: str | None, info: ObjectInfo, payload: bytes) -> None:
-        if value is None or value not in self._sizes:
+        if value is None or value not in self._around.sizes:
             raise Violation(f"(6) an object was read that nobody has written: {info}")
-        if payload != payload_of(value, self._sizes[value]) or info.size != len(payload):
+        if payload != payload_of(value, self._around.sizes[value]) or info.size != len(payload):
             raise Violation(f"(6) the object {value} was read with a payload that is not its own: {payload!r}, {info}")
 
     async def _upload(self, action: Action, random: Random) -> None:
         value, size = f"{action.number}.u", random.randint(1, 240)
-        metadata = self._value(value, size, random)
+        metadata = self._value(value, size, self._expiration(random))
         payload = payload_of(value, size)
         upload = await self._persist(
             random,
@@ -299,22 +300,6 @@ class Clients:
             self._around.judge.failed(upload.revision.uuid)
             return None
         return None if part is None else PartName(part.number, part.etag)
-
-    async def _persist(
-        self,
-        random: Random,
-        kind: TraceKind,
-        key: str,
-        work: Callable[[Server], Coroutine[Any, Any, T]],
-        upload: Revision | None = None,
-    ) -> T | None:
-        """Ask until there is an answer, or the attempts are used up."""
-        for _ in range(self._around.plan.attempts):
-            try:
-                return await self._ask(random, kind, key, work, upload)
-            except NoAnswer:
-                await self._pause(random)
-        return None
 
     async def _complete(self, begun: Begun, random: Random) -> None:
         for _ in range(self._around.plan.attempts):

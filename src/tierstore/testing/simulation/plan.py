@@ -26,8 +26,16 @@ class Kind(Enum):
     COMPLETE = "complete"
     """Complete once more, from another client, an upload that was begun before."""
     ABORT = "abort"
+    EXTEND = "extend"
+    """Extend the expiry."""
     LATE_PART = "late part"
     """Send a part that nobody names, of an upload that may have ended."""
+    SESSION = "resumable upload"
+    """Create a session, and send pieces until there is an answer; sometimes several at once."""
+    RESUME = "resume"
+    """Go on, from another client, with a session that was begun before."""
+    CANCEL = "cancel"
+    """Of a session."""
 
 
 class Trouble(Enum):
@@ -53,7 +61,7 @@ class Action:
     key: str
     seed: int
     upload: int = -1
-    """For actions on an upload of others: the number of the action that begins it."""
+    """For actions on an upload or session of others: the number of the action that begins it."""
 
     def __str__(self) -> str:
         target = f" of {self.upload}" if self.upload >= 0 else ""
@@ -167,11 +175,25 @@ _WEIGHTS = {
     Kind.DELETE: 3,
     Kind.GET: 6,
     Kind.HEAD: 1,
+    Kind.EXTEND: 3,
     Kind.UPLOAD: 4,
     Kind.COMPLETE: 4,
     Kind.ABORT: 1,
     Kind.LATE_PART: 1,
+    Kind.SESSION: 4,
+    Kind.RESUME: 3,
+    Kind.CANCEL: 1,
 }
+
+
+_BEGUN_BY = {
+    Kind.COMPLETE: Kind.UPLOAD,
+    Kind.ABORT: Kind.UPLOAD,
+    Kind.LATE_PART: Kind.UPLOAD,
+    Kind.RESUME: Kind.SESSION,
+    Kind.CANCEL: Kind.SESSION,
+}
+"""What begins that which these actions are on."""
 
 
 def make_plan(seed: int) -> Plan:
@@ -183,6 +205,9 @@ def make_plan(seed: int) -> Plan:
     limits = replace(
         Limits.tiny(),
         stream_chunk_bytes=128,
+        parts_max=random.choice([12, 64]),
+        parts_listed_max=16,
+        part_bytes_min=random.choice([0, 0, 20]),
         operation_deadline_seconds=deadline,
         marker_retention_seconds=deadline * 2,
         entry_grace_seconds=random.choice([0.0, 5.0, 600.0]),
@@ -207,7 +232,7 @@ def make_plan(seed: int) -> Plan:
         sweep_period=max(_SWEEP_PERIOD_MIN, random.choice([span / 10, span])),
         client_timeout=random.choice([latency * 4, latency * 40, 60.0, 2 * deadline]),
         attempts=random.choice([1, 3, 6]),
-        ttl=random.choice([0, 0, 1 + int(span / 4)]),
+        ttl=random.choice([0, 1 + int(span / 4)]),
         drift=random.choice([0.0, 0.001]),
         faults=faults,
         actions=tuple(draft.actions),
@@ -220,19 +245,19 @@ def _draw_actions(draft: _Draft, count: int, weights: dict[Kind, float]) -> None
     random = draft.random
     bursts = sorted(random.uniform(0, draft.span) for _ in range(random.randint(1, 12)))
     width = draft.span * random.choice([0.001, 0.01, 0.1])
-    uploads: list[Action] = []
+    begun: dict[Kind, list[Action]] = {Kind.UPLOAD: [], Kind.SESSION: []}
     for at in sorted(random.choice(bursts) + random.expovariate(1 / width) for _ in range(count)):
         kind = random.choices(list(weights), list(weights.values()))[0]
         number, key, upload = len(draft.actions), f"k{random.randrange(draft.keys)}", -1
-        if kind in {Kind.COMPLETE, Kind.ABORT, Kind.LATE_PART}:
-            if not uploads:
-                kind = Kind.UPLOAD
+        if (begins := _BEGUN_BY.get(kind)) is not None:
+            if not begun[begins]:
+                kind = begins
             else:
-                begun = random.choice(uploads[-4:])
-                upload, key = begun.number, begun.key
+                first = random.choice(begun[begins][-4:])
+                upload, key = first.number, first.key
         action = Action(number, at, kind, key, random.getrandbits(62), upload)
-        if kind is Kind.UPLOAD:
-            uploads.append(action)
+        if kind in begun:
+            begun[kind].append(action)
         draft.actions.append(action)
 
 

@@ -39,7 +39,7 @@ _READS = frozenset(
         *("changelog.due", "changelog.find", "changelog.list", "changelog.backlog"),
     }
 )
-_STREAMS = frozenset({"long_term.put", "long_term.upload_part"})
+STREAMS = frozenset({"long_term.put", "long_term.upload_part"})
 """Calls that carry a body: cut off, they store nothing."""
 _CHUNKS = frozenset({"long_term.stream", "long_term.aclose"})
 _LATE_IN_LONG_TERM_MAX = 40.0
@@ -168,7 +168,7 @@ class Network(FaultScript):
             await asyncio.sleep(delay)
         except asyncio.CancelledError:
             random = Random(ticket)
-            if call not in _READS and call not in _STREAMS and random.random() < 0.5:
+            if call not in _READS and call not in STREAMS and random.random() < 0.5:
                 self._around.counts["message of the dead or cancelled"] += 1
                 self._around.arrive_later(self._number, call, effect, self._lateness(random, call))
             raise
@@ -259,6 +259,7 @@ class Server:
             raise ServerGone
         with self._at_work():
             task = self._requests.run(name, self._arrive(work))
+            task.add_done_callback(lambda _: work.close())  # if it was cancelled before its first step
         try:
             return await task
         except asyncio.CancelledError:

@@ -25,12 +25,13 @@ from tierstore.clock import UnixMicros
 from tierstore.errors import Broken, ClientMistake, TierstoreError, Unavailable
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.planted import Plant
-from tierstore.testing.simulation.clients import Begun, Clients
+from tierstore.testing.simulation.calls import Begun, Session
+from tierstore.testing.simulation.clients import Clients
 from tierstore.testing.simulation.history import History, Verdict
 from tierstore.testing.simulation.judge import Judge, Violation
 from tierstore.testing.simulation.loop import Machine, Stuck, machine_at_work, run_on_virtual_time
 from tierstore.testing.simulation.plan import Action, Event, Faults, Kind, Plan, Trouble
-from tierstore.testing.simulation.servers import MachineClock, Server, ServerGone, StoreClock, dice
+from tierstore.testing.simulation.servers import STREAMS, MachineClock, Server, ServerGone, StoreClock, dice
 from tierstore.testing.traces import Kind as TraceKind
 from tierstore.testing.traces import Record, Recorder, recorded
 from tierstore.types.ids import ObjectId, Revision
@@ -39,7 +40,7 @@ _TRACED_MAX = 20_000
 _CHANGES = frozenset(
     {
         *("high_volume.put_inline", "high_volume.delete_inline", "high_volume.compare_and_write", "high_volume.point"),
-        *("high_volume.fence", "high_volume.remove_markers"),
+        *("high_volume.fence", "high_volume.remove_markers", "high_volume.bring_inline"),
         *("long_term.put", "long_term.complete", "long_term.delete"),
         *("changelog.forget", "changelog.forget_settled", "changelog.record_again", "changelog.claim"),
     }
@@ -47,6 +48,10 @@ _CHANGES = frozenset(
 """Calls after which the stores may be in a state that must not be. All others add an entry or change one."""
 _CALM_ATTEMPTS_MAX = 50
 """How often, without faults, an upload is completed or an object read until there must have been an answer."""
+
+
+_LEFT_ALONE = 0.3
+"""How many sessions, of all, nobody goes on with when the faults have stopped."""
 
 
 @dataclass(slots=True)
@@ -140,6 +145,8 @@ class World:
         self.faults = plan.faults
         self.history = History()
         self.uploads: dict[int, Begun] = {}
+        self.sessions: dict[int, Session] = {}
+        self.sizes: dict[str, int] = {}
         self._trace = trace
         self._random = Random(plan.seed ^ 0x5EED)
         self._clock = StoreClock()
@@ -207,6 +214,9 @@ class World:
             except TierstoreError as error:
                 if isinstance(error, Broken):
                     self._fail(Violation(f"{call}, which came late, failed: {error!r}"))
+            except Exception:
+                if call not in STREAMS:  # which end as their bodies do, that are read by who has gone on
+                    raise
             self.look(server, call, "(late)")
 
         on_its_way = copy_context()
@@ -245,6 +255,7 @@ class World:
                 group.create_task(self._befall(event), name=f"event {event.number}")
         await self._calm_down()
         await self._end_uploads()
+        await self._end_sessions()
         keys = {action.key: None for action in self.plan.actions}
         for key in keys:
             await self._read_in_the_calm(key)
@@ -337,6 +348,22 @@ class World:
                 await self._sweep_after(self.plan.limits.sweep_lease_seconds + 1 + self._skew())
             else:
                 raise Violation(f"upload {begun.value} gets no final answer, however often its client tries")
+        for server in self._servers:
+            await server.calm()
+
+    async def _end_sessions(self) -> None:
+        """Likewise for sessions; some have no client any more, and end with their retention."""
+        for session in self.sessions.values():
+            random = Random(session.value)
+            dice.set(random)
+            if random.random() < _LEFT_ALONE:
+                continue
+            for _ in range(_CALM_ATTEMPTS_MAX):
+                if await self._clients.sessions.end_once(session, random):
+                    break
+                await self._sweep_after(self.plan.limits.sweep_lease_seconds + 1 + self._skew())
+            else:
+                raise Violation(f"session {session.value} is never complete, however often its client tries")
         for server in self._servers:
             await server.calm()
 
