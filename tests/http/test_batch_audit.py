@@ -1,16 +1,18 @@
 """Batches in the audit log: one line for each operation that changes something, or is refused."""
 
 import asyncio
+import gc
 
 import pytest
 
-from tests.http.batches import BATCH, CONTENT_TYPE, batch, part, send_batch, send_body
+from tests.http.batches import BATCH, CONTENT_TYPE, END, OPENING, batch, begin, part, read_answer, send_batch, send_body
 from tests.http.credentials import Signer, StandingClock, access_of
 from tests.http.harness import eventually, head, running
 from tests.http.test_audit import Lines, audited, lines
 from tierstore.errors import OutcomeUnknown, Unavailable
 from tierstore.http.batch_log import OPERATION
 from tierstore.http.request_log import MUTATION_ENDED, REQUEST
+from tierstore.service.batch import HeldBody
 from tierstore.testing.faults import FailBefore, LoseReply, Pause
 
 __all__ = ["lines"]
@@ -94,3 +96,21 @@ async def test_what_outlives_its_batch(lines: Lines) -> None:
         told = audited(lines)
         assert {(line["event"], line["status"], line["audit"]) for line in told} == {(MUTATION_ENDED, 499, "done")}
         assert sorted((line["index"], line["key"]) for line in told) == [(0, "a"), (1, "b")]
+
+
+async def test_what_has_ended_is_not_in_memory(lines: Lines) -> None:
+    """A failed insert that is audited holds its body no longer than another, however long its batch goes on."""
+    async with running() as server, server.connect() as connection:
+        server.script.at("high_volume.put_inline", *[FailBefore(Unavailable("away")) for _ in range(20)])
+        begun = await begin(connection)
+        for index in range(20):
+            await begun.send(part("insert", f"{index}", (), b"x"))
+        await begun.send(OPENING)
+        begun.opened = True
+        await begun.results(20)
+        gc.collect()
+        assert sum(isinstance(there, HeldBody) for there in gc.get_objects()) == 0
+        await begun.send(part("delete", "0") + END)
+        await begun.end()
+        assert read_answer(await begun.answered()).statuses == [503] * 20 + [204]
+    assert [line["audit"] for line in audited(lines)] == ["failed"] * 20 + ["done"]

@@ -163,6 +163,21 @@ async def test_a_store_with_smallest_parts() -> None:
         assert await payload(server) == WHOLE
 
 
+@pytest.mark.parametrize("length", [0, 1, len(WHOLE)])
+async def test_a_store_whose_parts_leave_no_unit(length: int) -> None:
+    """501, whatever the length, and the object can be sent as a whole; one byte less, and it is offered."""
+    half = LIMITS.part_bytes_max // 2
+    for least, status in ((half, 200), (half + 1, 501)):
+        async with running(replace(RESUMABLE, part_bytes_min=least)) as server:
+            target, fields = f"{ROOT}/k?upload_type=resumable", [("upload-length", str(length))]
+            answer = await server.request("PUT", target, fields, b"")
+            assert answer.status == status
+            assert (await server.request("POST", target.replace("/k?", "/?"), fields, b"")).status == status
+            assert server.script.trace.count("long_term.initiate") == (2 if status == 200 else 0)
+            assert (await server.request("PUT", f"{ROOT}/k", body=WHOLE[:length])).status == 200
+            assert await payload(server) == WHOLE[:length]
+
+
 @pytest.mark.parametrize("offset", [1, 9_999, 10_001, 65_536])
 async def test_another_offset(server: Running, offset: int) -> None:
     """409 with the true one, before the body is read."""

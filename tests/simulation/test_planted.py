@@ -1,6 +1,10 @@
 """The simulation notices when a rule of the protocol is taken away, and says it in few words."""
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +12,8 @@ from tierstore.backends.high_volume.contract import Content, FoundRow, Gone
 from tierstore.backends.high_volume.memory import MemoryHighVolume
 from tierstore.build import Stores
 from tierstore.clock import UnixMicros
+from tierstore.limits import Limits
+from tierstore.service.batch import BatchRun, Insert, Operation, Outcome, Result, Stored
 from tierstore.testing.planted import PLANTED
 from tierstore.testing.simulation.__main__ import main
 from tierstore.testing.simulation.campaign import run_seeds
@@ -15,6 +21,7 @@ from tierstore.testing.simulation.plan import make_plan
 from tierstore.testing.simulation.shrink import shrink
 from tierstore.testing.simulation.world import simulate
 from tierstore.types.ids import ObjectId, Version
+from tierstore.types.objects import Tier
 
 SEEDS_MAX = 400
 TOO_RARE = {"time"}
@@ -77,6 +84,94 @@ def test_a_bug_of_extensions_is_found(store: type[MemoryHighVolume]) -> None:
     plans = ((seed, make_plan(seed)) for seed in range(SEEDS_MAX))
     seeds = [seed for seed, plan in plans if plan.ttl and not plan.clocks_jump]
     report = run_seeds(seeds, plant=plant, shrunk=False)
+    assert report.failure is not None, f"not found in {report.seeds} seeds"
+
+
+class _AnswersTooEarly(BatchRun):
+    """An insert is answered while it is still being stored."""
+
+    async def _run(self, operation: Operation) -> None:
+        if not isinstance(operation, Insert):
+            await super()._run(operation)
+            return
+        self._objects.admit_operation()
+        storing = self._tasks.run("storing", self._perform(operation))
+        await asyncio.sleep(0)
+        if storing.done():
+            error = storing.exception()
+            self._deliver_of(operation, error if isinstance(error, Exception) else storing.result())
+            return
+        size = operation.body.size
+        inline = size is not None and size <= Limits.tiny().inline_bytes_max
+        self._deliver_of(operation, Stored(Tier.HIGH_VOLUME if inline else Tier.LONG_TERM))
+        with suppress(Exception):
+            await storing
+
+
+class _MixesAnswersUp(BatchRun):
+    """What came of one operation is told of another one of its kind, if both wait for the writer."""
+
+    def _deliver(self, outcome: Outcome) -> None:
+        before = self._outcomes.pop() if self._outcomes else None
+        if before is not None and before.kind is outcome.kind:
+            before, outcome = replace(before, result=outcome.result), replace(outcome, result=before.result)
+        if before is not None:
+            super()._deliver(before)
+        super()._deliver(outcome)
+
+
+class _FailsTogether(BatchRun):
+    """One operation's failure ends the batch as if it had come to its end."""
+
+    def _deliver(self, outcome: Outcome) -> None:
+        super()._deliver(outcome)
+        if isinstance(outcome.result, Exception):
+            self._waiting.clear()
+
+
+class _TakesInMore(BatchRun):
+    """For the body of another insert nobody waits."""
+
+    async def hold(self) -> None:
+        self._held += 1
+
+
+class _OpensMore(BatchRun):
+    """Objects are opened although those before them have not been read."""
+
+    def _advance(self) -> None:
+        self._opened = 0
+        super()._advance()
+
+
+class _LeavesOpen(BatchRun):
+    """When a batch is given up, nobody closes what was opened for it."""
+
+    async def aclose(self) -> None:
+        waiting, self._outcomes = self._outcomes, deque()
+        await super().aclose()
+        self._outcomes = waiting
+
+
+class _AsksNobody(BatchRun):
+    """Operations run without being admitted."""
+
+    async def _run(self, operation: Operation) -> None:
+        result: Result
+        try:
+            result = await self._perform(operation)
+        except Exception as error:  # noqa: BLE001  # because every failure is the outcome of its operation
+            result = error
+        self._deliver_of(operation, result)
+
+
+@pytest.mark.parametrize(
+    "batch_run",
+    [_AnswersTooEarly, _MixesAnswersUp, _FailsTogether, _TakesInMore, _OpensMore, _LeavesOpen, _AsksNobody],
+)
+def test_a_bug_of_batches_is_found(batch_run: type[BatchRun]) -> None:
+    """An answer is early, another's, or none; or a bound on what a batch has in memory or opened is not kept."""
+    report = run_seeds(range(SEEDS_MAX), batch_run=batch_run, shrunk=False)
     assert report.failure is not None, f"not found in {report.seeds} seeds"
 
 

@@ -49,6 +49,10 @@ def test_every_kind_of_trouble_comes_up() -> None:
         "short pieces refused",
         "no answer",
         "late parts refused",
+        "batches broken off",
+        "batches left",
+        "operations of batches answered",
+        "operations of batches forbidden",
         "background failures",
     }
     assert {kind for kind in kinds if not counts[kind]} == set()

@@ -46,10 +46,17 @@ class OperationRecords:
         self._exchange = exchange
         self._mutations: dict[int, asyncio.Task[Any]] = {}
         """What operations have begun to do to the stores, by their index; where that is audited."""
+        self._ended: dict[int, audit.Outcome] = {}
+        """How those have ended that are not there any more: a task that has failed holds what it was about."""
 
     def note_mutation(self, index: int, task: asyncio.Task[Any]) -> None:
         """An operation has begun to change something, and may be left to end by itself."""
         self._mutations[index] = task
+        task.add_done_callback(partial(self._note_end, index))
+
+    def _note_end(self, index: int, mutation: asyncio.Task[Any]) -> None:
+        del self._mutations[index]
+        self._ended[index] = _outcome_of(mutation)
 
     def add(self, outcome: Outcome, status: int) -> None:
         """Keep what is to be known of an operation that is answered with ``status``."""
@@ -57,16 +64,19 @@ class OperationRecords:
 
     def add_left(self, outcome: Outcome) -> None:
         """Keep what is to be known of one whose client has gone away."""
-        mutation = self._mutations.get(outcome.index)
-        if not isinstance(outcome.result, ClientDisconnected) or mutation is None:
+        mutation, ended = self._mutations.get(outcome.index), self._ended.get(outcome.index)
+        if mutation is not None and mutation.done():  # just now: what it calls back has not been called yet
+            ended = _outcome_of(mutation)
+            mutation = None
+        if isinstance(outcome.result, ClientDisconnected) and mutation is not None:
+            self._add(outcome, STATUS_DISCONNECTED, None)
+            mutation.add_done_callback(partial(self._add_end, outcome))
+        elif isinstance(outcome.result, ClientDisconnected) and ended is not None:
+            self._add(outcome, STATUS_DISCONNECTED, ended)
+        else:
             # It has ended, or changed nothing: the refusals and failures are as they are.
             status = status_of(outcome.result) if isinstance(outcome.result, Exception) else STATUS_DISCONNECTED
             self._add(outcome, status, self._audit_of(outcome))
-        elif mutation.done():
-            self._add(outcome, STATUS_DISCONNECTED, _outcome_of(mutation))
-        else:
-            self._add(outcome, STATUS_DISCONNECTED, None)
-            mutation.add_done_callback(partial(self._add_end, outcome))
 
     def _add_end(self, outcome: Outcome, mutation: asyncio.Task[Any]) -> None:
         """Keep how a mutation has ended that has outlived its batch."""

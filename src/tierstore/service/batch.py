@@ -5,7 +5,7 @@ same time. Neither waits for the other: a client may send all before it reads an
 
 - An insert is in memory from the first byte of its body until it has been stored: at most ``batch_held_max`` are, the
   one that is arriving included, and for more the reader waits (`hold`). What came of it is small, and waits for the
-  writer.
+  writer: of a failure its words alone, but for a fault of the server's own.
 - Other operations are small until they run; so many wait as a batch may have. A get runs only when fewer than
   ``batch_held_max`` objects wait to be written: it waits for the writer, and nothing waits for it.
 
@@ -18,13 +18,14 @@ operations on one object run in any order. Does not: read the wire, or admit any
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol, Self, assert_never
 
 from tierstore.backends.long_term.contract import BlobStream
-from tierstore.errors import ClientDisconnected, Unavailable
+from tierstore.errors import Broken, ClientDisconnected, TierstoreError, Unavailable
 from tierstore.limits import Limits
 from tierstore.service.departures import tell_of_mutation
 from tierstore.tasks import TaskOwner
@@ -267,8 +268,9 @@ class BatchRun:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        for outcome in self._outcomes:
-            await _close(outcome)
+        async with AsyncExitStack() as closing:  # each of them, also if one fails
+            for outcome in self._outcomes:
+                closing.push_async_callback(_close, outcome)
 
     @property
     def left(self) -> Sequence[Outcome]:
@@ -342,6 +344,8 @@ class BatchRun:
         self._deliver(Outcome(operation.index, operation.kind, operation.object_id.key, result))
 
     def _deliver(self, outcome: Outcome) -> None:
+        if isinstance(outcome.result, TierstoreError) and not isinstance(outcome.result, Broken):
+            _drop_frames(outcome.result)
         self._outcomes.append(outcome)
         self._news.set()
 
@@ -350,6 +354,19 @@ class BatchRun:
         if isinstance(outcome.result, OpenObject):
             self._opened -= 1
             self._advance()
+
+
+def _drop_frames(error: Exception) -> None:
+    """Take from ``error``, and from what led to it, the frames that they came through.
+
+    It may wait for the writer, and they hold the headers of its part, and its body, which is no longer counted by then.
+    """
+    stripped: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in stripped:
+        stripped.append(one)
+        one.__traceback__ = one.__context__ = None
+        one = one.__cause__
 
 
 async def _close(outcome: Outcome) -> None:

@@ -200,8 +200,8 @@ class ObjectService:
     async def create_session(self, object_id: ObjectId, metadata: Metadata, length: int) -> SessionId:
         """Begin a resumable upload of an object of ``length`` bytes; readers see nothing of it.
 
-        Raises `ObjectTooLarge`, `Busy`, `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A retry begins
-        another one.
+        Raises `NotOffered`, `ObjectTooLarge`, `Busy`, `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A
+        retry begins another one.
         """
         return await self._to_completion(
             "create_session", lambda _: self._resumable.create(object_id, metadata, length)

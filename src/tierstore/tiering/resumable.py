@@ -54,6 +54,7 @@ from tierstore.errors import (
     InvalidRequest,
     InvariantBroken,
     NoSuchUpload,
+    NotOffered,
     ObjectTooLarge,
     OffsetMismatch,
     OutcomeUnknown,
@@ -114,14 +115,21 @@ class ResumableUploads:
     async def create(self, object_id: ObjectId, metadata: Metadata, length: int) -> SessionId:
         """Begin an upload of ``length`` bytes, which are to have ``metadata``. Nothing changes for readers.
 
-        Raises `ObjectTooLarge`, `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A retry begins another
-        one; one whose answer was lost is aborted after ``upload_retention``.
+        Raises `NotOffered` if the bounds on parts leave none that units could be, whatever the length;
+        `ObjectTooLarge`, `StorageFull`, `OutcomeUnknown` and the other `Unavailable`. A retry begins another one; one
+        whose answer was lost is aborted after ``upload_retention``.
         """
+        if self._limits.parts_max < _SHARE_OF_UNITS or not self._takes_units(0):
+            raise NotOffered("this store takes no parts of a size that resumable uploads could have")
         if length > self._limits.object_bytes_max:
             raise ObjectTooLarge(f"an object has at most {self._limits.object_bytes_max} bytes")
-        if self._unit_bytes(length) + self._limits.part_bytes_min > self._limits.part_bytes_max:
+        if not self._takes_units(length):
             raise ObjectTooLarge("the object is longer than this store takes in a resumable upload")
         return SessionId(await self._uploads.initiate(object_id, metadata, Progress(length)))
+
+    def _takes_units(self, length: int) -> bool:
+        """Whether the store takes the units of an upload of ``length`` bytes, the last of which may be longer."""
+        return self._unit_bytes(length) + self._limits.part_bytes_min <= self._limits.part_bytes_max
 
     def granularity(self, length: int) -> int:
         """The fewest bytes of a piece that is not the last, for an upload of ``length`` bytes; 0 if any will do."""

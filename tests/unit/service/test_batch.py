@@ -1,6 +1,9 @@
 """The operations of a batch: how many at once, what is in memory, and what becomes of them when nobody waits."""
 
 import asyncio
+import gc
+import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -8,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.tiering.world import LARGE, SMALL, World, object_id, open_world, payload_of
-from tierstore.errors import ClientDisconnected, Forbidden, InvalidRequest, ObjectNotFound, Unavailable
+from tierstore.errors import ClientDisconnected, CorruptObject, Forbidden, InvalidRequest, ObjectNotFound, Unavailable
 from tierstore.limits import Limits
 from tierstore.service.batch import (
     BatchKind,
@@ -258,6 +261,42 @@ async def test_a_failure_is_one_operations() -> None:
         assert (kinds.count(Unavailable), kinds.count(KeyError), kinds.count(OpenObject)) == (4, 1, 7)
 
 
+@pytest.mark.parametrize("failing", ["admission", "high_volume.put_inline", "changelog.record", "long_term.put"])
+async def test_a_failure_that_waits_for_the_writer_holds_no_body(failing: str) -> None:
+    """Inserts that were refused, or failed in a store, are not in memory any more, however many nobody was told of."""
+    async with open_world() as world:
+        scene = Scene(world)
+        scene.objects.refusing = failing == "admission"
+        payload = bytes(40 if failing == "high_volume.put_inline" else 400)
+        idle = sys.getrefcount(payload)
+        async with scene.run:
+            for index in range(20):
+                world.script.at(failing, FailBefore(Unavailable("away")))
+                await scene.insert(index, f"{index}", payload)
+            await _turns()
+            gc.collect()
+            assert sys.getrefcount(payload) == idle
+            expected = Forbidden if failing == "admission" else Unavailable
+            assert results(await scene.rest()) == dict.fromkeys(range(20), expected)
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), CorruptObject("bad")])
+async def test_a_fault_keeps_what_the_log_says_of_it(error: Exception) -> None:
+    """Where it comes from; other failures, and what led to them, keep their words alone."""
+    async with open_world() as world:
+        scene, away = Scene(world), Unavailable("away")
+        away.__cause__ = OSError("gone")
+        world.script.at("high_volume.read", FailBefore(error), FailBefore(away))
+        async with scene.run:
+            scene.begin(*[Get(index, object_id("k")) for index in range(2)])
+            outcomes = await scene.rest()
+        fault, failure = [outcome.result for outcome in outcomes]
+        assert isinstance(fault, Exception)
+        assert isinstance(failure, Unavailable)
+        assert any("read" in frame.name for frame in traceback.extract_tb(fault.__traceback__))
+        assert (str(failure), failure.__traceback__, repr(failure.__cause__)) == ("away", None, "OSError('gone')")
+
+
 async def test_an_end_with_an_error() -> None:
     """It is raised for the writer when all that was begun has been told."""
     async with open_world() as world:
@@ -300,6 +339,20 @@ async def test_a_batch_that_is_given_up() -> None:
         for key in ("0", "1"):
             assert await world.get(key) == SMALL
         assert scene.failures == []
+
+
+async def test_all_that_was_opened_is_closed() -> None:
+    """Also if the first of it cannot be."""
+    async with open_world() as world:
+        await world.put("large", LARGE)
+        scene = Scene(world)
+        world.script.at("long_term.aclose", FailBefore(Unavailable("away")))
+        scene.begin(*[Get(index, object_id("large")) for index in range(3)])
+        await _turns()
+        assert scene.asked("long_term.get") == 3
+        with pytest.raises(Unavailable):
+            await scene.run.aclose()
+        assert scene.asked("long_term.aclose") == 3
 
 
 async def test_nothing_begins_for_a_caller_that_has_gone() -> None:

@@ -21,6 +21,7 @@ from tierstore.errors import (
     InvalidRequest,
     InvariantBroken,
     NoSuchUpload,
+    NotOffered,
     ObjectTooLarge,
     OffsetMismatch,
     OutcomeUnknown,
@@ -200,6 +201,16 @@ async def test_an_object_that_is_too_large_is_not_begun() -> None:
             with pytest.raises(ObjectTooLarge):
                 await created(small, LIMITS.object_bytes_max + 1)
             assert not small.disk.uploads
+
+
+@pytest.mark.parametrize("bounds", [{"parts_max": 1}, {"part_bytes_max": 15}, {"part_bytes_min": 16 * 1024 + 1}])
+async def test_a_store_that_takes_no_units_offers_none(bounds: dict[str, int]) -> None:
+    """Whatever the length: parts of one number, or of no size between the bounds."""
+    async with open_world(replace(LIMITS, **bounds)) as world:
+        for length in (0, 1, 512, LIMITS.object_bytes_max + 1):
+            with pytest.raises(NotOffered):
+                await created(world, length)
+        assert not world.disk.uploads
 
 
 @pytest.mark.parametrize("offset", [0, 400, 512])

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import IncompleteBody, Unavailable
+from tierstore.service.batch import BatchRun
 from tierstore.testing.simulation.history import History
 from tierstore.testing.simulation.judge import Judge
 from tierstore.testing.simulation.plan import Plan
@@ -76,6 +77,8 @@ class Surroundings(Protocol):
     """What clients see of a run."""
 
     plan: Plan
+    batch_run: type[BatchRun]
+    """What runs batches."""
     history: History
     judge: Judge
     counts: Counter[str]
@@ -135,13 +138,24 @@ class Caller:
         """
         around = self._around
         around.counts["operations"] += 1
+
+        async def call(server: Server) -> T:
+            with around.operation(kind, server.number, object_id(key), upload):
+                answer = await server.request(kind.value, work(server))
+                accept(answer)
+                return answer
+
+        return await self._reach(random, call, patience_seconds)
+
+    async def _reach(
+        self, random: Random, call: Callable[[Server], Awaitable[T]], patience_seconds: float | None = None
+    ) -> T:
+        """What a server answers to ``call``. Raises `NoAnswer`, and what the client is told that it did wrong."""
+        around = self._around
         server = around.server(random)
         try:
             async with asyncio.timeout(patience_seconds or around.plan.client_timeout):
-                with around.operation(kind, server.number, object_id(key), upload):
-                    answer = await server.request(kind.value, work(server))
-                    accept(answer)
-                    return answer
+                return await call(server)
         except (Unavailable, ServerGone, TimeoutError) as error:
             around.counts["no answer"] += 1
             raise NoAnswer from error

@@ -2,13 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
+from tierstore.service.batch import BatchRun
 from tierstore.testing.planted import Plant
 from tierstore.testing.simulation.plan import Plan, make_plan
 from tierstore.testing.simulation.shrink import shrink
-from tierstore.testing.simulation.world import simulate
+from tierstore.testing.simulation.world import Outcome, simulate
 
 _SAME_VIOLATION_CHARACTERS = 30
 """How far two descriptions agree that are of one kind: further on they name revisions."""
@@ -63,32 +65,41 @@ class Report:
 
 
 def run_seeds(
-    seeds: Iterable[int], *, plant: Plant | None = None, cpu_seconds_max: float | None = None, shrunk: bool = True
+    seeds: Iterable[int],
+    *,
+    plant: Plant | None = None,
+    batch_run: type[BatchRun] = BatchRun,
+    cpu_seconds_max: float | None = None,
+    shrunk: bool = True,
 ) -> Report:
-    """Run ``seeds`` until one fails, or the time is over. A failing one is made small if ``shrunk``, and run again."""
+    """Run ``seeds`` until one fails, or the time is over. A failing one is made small if ``shrunk``, and run again.
+
+    ``plant`` and ``batch_run`` put something wrong into the place of what is right (`simulate`).
+    """
+    run = partial(simulate, plant=plant, batch_run=batch_run)
     report = Report()
     begun = time.process_time()
     for seed in seeds:
         if cpu_seconds_max is not None and time.process_time() - begun >= cpu_seconds_max:
             break
         plan = make_plan(seed)
-        outcome = simulate(plan, plant=plant)
+        outcome = run(plan)
         report.seeds += 1
         report.counts += outcome.counts
         if outcome.violation is not None:
-            report.failure = _explain(plan, outcome.violation, plant, shrunk=shrunk)
+            report.failure = _explain(plan, outcome.violation, run, shrunk=shrunk)
             break
     report.cpu_seconds = time.process_time() - begun
     return report
 
 
-def _explain(plan: Plan, violation: str, plant: Plant | None, *, shrunk: bool) -> Failure:
+def _explain(plan: Plan, violation: str, run: Callable[..., Outcome], *, shrunk: bool) -> Failure:
     kind = violation[:_SAME_VIOLATION_CHARACTERS]
 
     def fails_alike(candidate: Plan) -> bool:
-        found = simulate(candidate, plant=plant).violation
+        found = run(candidate).violation
         return found is not None and found.startswith(kind)
 
     smaller = shrink(plan, fails_alike) if shrunk else plan
-    outcome = simulate(smaller, plant=plant, traced=True)
+    outcome = run(smaller, traced=True)
     return Failure(smaller, outcome.violation or violation, outcome.trace, outcome.histories)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, assert_never
 
-from tierstore.backends.long_term.contract import BlobStream
-from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import ClientMistake, Conflict, NoSuchUpload, ObjectNotFound
+from tierstore.testing.simulation.answers import Answers, payload_in
+from tierstore.testing.simulation.batches import BatchClients
 from tierstore.testing.simulation.calls import Begun, Caller, NoAnswer, Payload, Surroundings, object_id, payload_of
 from tierstore.testing.simulation.history import Act, Seen
 from tierstore.testing.simulation.judge import Violation
@@ -15,9 +15,7 @@ from tierstore.testing.simulation.plan import Action, Kind
 from tierstore.testing.simulation.servers import Server, dice
 from tierstore.testing.simulation.sessions import SessionClients
 from tierstore.testing.traces import Kind as TraceKind
-from tierstore.tiering.objects import OpenObject
-from tierstore.types.expiry import AfterCreation, AfterNow, AtInstant, ExpiryTarget
-from tierstore.types.metadata import Expiration, ObjectInfo, TimeToIdle, TimeToLive, deadline
+from tierstore.types.metadata import Expiration, ObjectInfo, TimeToIdle, TimeToLive
 from tierstore.types.multipart import PartName, UploadId
 
 _UNNAMED_PART = 8
@@ -28,71 +26,14 @@ def _permit(_: Expiration) -> None:
     """No policy has anything against it."""
 
 
-class Deadlines:
-    """What clients are told of deadlines, and the extensions that they have asked for.
-
-    A deadline that is shown is one that the object was given: at its creation, by an access or by an extension; and it
-    is no earlier than one that was shown of the same object before.
-    """
-
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._asked: dict[str, list[ExpiryTarget]] = {}
-        """By key: all extensions that may have happened, whatever they were told."""
-        self._shown: dict[str, list[tuple[float, UnixMicros]]] = {}
-        """By value: when a read of it had ended, and the deadline that it was told."""
-
-    def draw(self, key: str, random: Random) -> ExpiryTarget:
-        """Where an extension leads that is about to be asked for."""
-        seconds = random.randint(0, 1 + 2 * self._around.plan.ttl)
-        instant = self._around.earliest_clock() + seconds * MICROS_PER_SECOND + random.randrange(MICROS_PER_SECOND)
-        target = random.choice((AtInstant(instant), AfterNow(seconds), AfterCreation(seconds)))
-        self._asked.setdefault(key, []).append(target)
-        return target
-
-    def earliest(self, target: ExpiryTarget) -> UnixMicros:
-        """What an extension that begins now will at least lead to."""
-        match target:
-            case AtInstant(instant):
-                return instant
-            case AfterNow(seconds) if not self._around.plan.clocks_jump:
-                return self._around.earliest_clock() + seconds * MICROS_PER_SECOND
-            case _:
-                return 0
-
-    def seen(self, key: str, read: Seen, info: ObjectInfo) -> None:
-        """A read has ended, and its client is shown ``info``. Raises `Violation`."""
-        shown, value = info.time_expires, info.metadata.origin
-        if shown is None or value is None:
-            return
-        earlier = self._shown.setdefault(value, [])
-        if any(ended < read.begun and before > shown for ended, before in earlier):
-            raise Violation(f"(3) the deadline of {value} was {max(earlier)[1]}, and then {shown}")
-        earlier.append((read.ended, shown))
-        if not self._around.plan.clocks_jump and not self._may_be(key, shown, info):
-            raise Violation(f"(7) {value} has the deadline {shown}, which nobody has given it: {info}")
-
-    def _may_be(self, key: str, shown: UnixMicros, info: ObjectInfo) -> bool:
-        """Whether an object may have this deadline."""
-        latest = self._around.latest_clock()
-        asked = self._asked.get(key, [])
-        if shown in {target.instant for target in asked if isinstance(target, AtInstant)}:
-            return True
-        expiration = info.metadata.expiration
-        given = deadline(expiration, info.time_created)
-        bounds = [latest + target.seconds * MICROS_PER_SECOND for target in asked if not isinstance(target, AtInstant)]
-        if isinstance(expiration, TimeToIdle):
-            bounds.append(latest + expiration.seconds * MICROS_PER_SECOND)
-        return given is not None and (shown == given or given < shown <= max(bounds, default=given))
-
-
 class Clients(Caller):
     """Carries out actions, each as a client of its own."""
 
     def __init__(self, around: Surroundings) -> None:
         super().__init__(around)
+        self._answers = Answers(around)
         self.sessions = SessionClients(around)
-        self._deadlines = Deadlines(around)
+        self.batches = BatchClients(around, self._answers)
 
     async def act(self, action: Action) -> None:
         """Carry out ``action``."""
@@ -114,6 +55,8 @@ class Clients(Caller):
                     await self._meddle(action.kind, begun, random)
             case Kind.SESSION | Kind.RESUME | Kind.CANCEL:
                 await self.sessions.act(action, random)
+            case Kind.BATCH:
+                await self.batches.act(action, random)
             case _:
                 assert_never(action.kind)
 
@@ -167,8 +110,8 @@ class Clients(Caller):
         async def get(server: Server) -> tuple[ObjectInfo, bytes]:
             clock = server.clock.now()
             found = await server.service.get(object_id(key), None)
-            self._check_unexpired(found.info, clock)
-            return found.info, await _payload(found)
+            self._answers.check_unexpired(found.info, clock)
+            return found.info, await payload_in(found)
 
         history = self._around.history
         seen = history.begin(key, Act.READ)
@@ -178,13 +121,9 @@ class Clients(Caller):
             history.forget(key, seen)
             return False
         except ObjectNotFound:
-            seen.latest_clock = self._around.latest_clock()
+            self._answers.absent(seen)
         else:
-            seen.value = info.metadata.origin
-            self._check_payload(seen.value, info, payload)
-            history.end(seen)
-            self._deadlines.seen(key, seen, info)
-        history.end(seen)
+            self._answers.read(key, seen, info, payload)
         return True
 
     async def _head(self, action: Action, random: Random) -> None:
@@ -198,12 +137,9 @@ class Clients(Caller):
             history.forget(action.key, seen)
             return
         except ObjectNotFound:
-            seen.latest_clock = self._around.latest_clock()
+            self._answers.absent(seen)
         else:
-            seen.value = found.info.metadata.origin
-            history.end(seen)
-            self._deadlines.seen(action.key, seen, found.info)
-        history.end(seen)
+            self._answers.found(action.key, seen, found.info)
 
     async def _extend(self, action: Action, random: Random) -> None:
         """Extend the expiry, once or several times at once, and look again when it would have come."""
@@ -223,9 +159,9 @@ class Clients(Caller):
     async def _extend_once(self, action: Action, random: Random) -> None:
         """Extend the expiry of whatever it is that is there."""
         history, around = self._around.history, self._around
-        target = self._deadlines.draw(action.key, random)
+        target = self._answers.deadlines.draw(action.key, random)
         seen = history.begin(action.key, Act.EXTEND)
-        seen.until = self._deadlines.earliest(target)
+        seen.until = self._answers.deadlines.earliest(target)
         try:
             await self._ask(
                 random,
@@ -245,16 +181,6 @@ class Clients(Caller):
         else:
             around.counts["extensions acknowledged"] += 1
         history.end(seen)
-
-    def _check_unexpired(self, info: ObjectInfo, clock: UnixMicros) -> None:
-        if info.time_expires is not None and info.time_expires <= clock and not self._around.plan.clocks_jump:
-            raise Violation(f"(7) an object was read at {clock} that had expired at {info.time_expires}")
-
-    def _check_payload(self, value: str | None, info: ObjectInfo, payload: bytes) -> None:
-        if value is None or value not in self._around.sizes:
-            raise Violation(f"(6) an object was read that nobody has written: {info}")
-        if payload != payload_of(value, self._around.sizes[value]) or info.size != len(payload):
-            raise Violation(f"(6) the object {value} was read with a payload that is not its own: {payload!r}, {info}")
 
     async def _upload(self, action: Action, random: Random) -> None:
         value, size = f"{action.number}.u", random.randint(1, 240)
@@ -363,16 +289,3 @@ class Clients(Caller):
 async def _abort(server: Server, upload: UploadId) -> bool:
     await server.service.abort_upload(upload)
     return True
-
-
-async def _payload(found: OpenObject) -> bytes:
-    if isinstance(found.payload, bytes):
-        return found.payload
-    return await _read_all(found.payload)
-
-
-async def _read_all(stream: BlobStream) -> bytes:
-    try:
-        return b"".join([chunk async for chunk in stream])
-    finally:
-        await stream.aclose()

@@ -36,6 +36,8 @@ class Kind(Enum):
     """Go on, from another client, with a session that was begun before."""
     CANCEL = "cancel"
     """Of a session."""
+    BATCH = "batch"
+    """Several operations in one request, on several objects or on one."""
 
 
 class Trouble(Enum):
@@ -62,10 +64,13 @@ class Action:
     seed: int
     upload: int = -1
     """For actions on an upload or session of others: the number of the action that begins it."""
+    keys: tuple[str, ...] = ()
+    """For a batch: the key of each of its operations."""
 
     def __str__(self) -> str:
         target = f" of {self.upload}" if self.upload >= 0 else ""
-        return f"{self.at:10.3f} action {self.number}: {self.kind.value}{target} on {self.key!r}"
+        keys = ", ".join(map(repr, self.keys or (self.key,)))
+        return f"{self.at:10.3f} action {self.number}: {self.kind.value}{target} on {keys}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,10 @@ class _Draft:
     actions: list[Action] = field(default_factory=list)
 
 
+_OTHERS_IN_BATCH_MAX = 7
+"""Operations of a batch besides its first: more than run at once, and few enough for the judge to find their order."""
+
+
 _WEIGHTS = {
     Kind.PUT_SMALL: 4,
     Kind.PUT_LARGE: 5,
@@ -199,6 +208,7 @@ _BEGUN_BY = {
 def make_plan(seed: int) -> Plan:
     """Draw the run of ``seed``. Each run picks its own kinds of trouble, so that rare combinations come together."""
     random = Random(seed)
+    beside = Random(seed ^ 0xBA7C)  # for batches, which change nothing of the rest
     deadline = random.choice([30.0, 900.0])
     latency = random.choice([0.005, 0.05, 0.5])
     span = random.choice([1.0, 10.0, 100.0, 2000.0]) * random.uniform(0.5, 1.5)
@@ -216,6 +226,8 @@ def make_plan(seed: int) -> Plan:
         upload_retention_seconds=random.choice([5.0, 300.0, 3600.0]),
         outcome_retention_seconds=1e6,
         background_tasks_max=random.choice([1, 8, 64]),
+        batch_held_max=beside.choice([1, 2, 4]),
+        operations_max=beside.choice([6, 256, 256, 256]),
     )
     troubles = [trouble for trouble in Trouble if random.random() < 0.4]
     probability = random.choice([0.0, 0.01, 0.05, 0.15])
@@ -223,6 +235,7 @@ def make_plan(seed: int) -> Plan:
     weights = {kind: weight * random.choice([0.2, 1, 1, 2]) for kind, weight in _WEIGHTS.items()}
     draft = _Draft(random, span, keys=random.choice([1, 1, 2, 3, 12]))
     _draw_actions(draft, random.randint(20, 120), weights)
+    _draw_batches(draft, beside)
     return Plan(
         seed=seed,
         limits=limits,
@@ -259,6 +272,19 @@ def _draw_actions(draft: _Draft, count: int, weights: dict[Kind, float]) -> None
         if kind in begun:
             begun[kind].append(action)
         draft.actions.append(action)
+
+
+def _draw_batches(draft: _Draft, random: Random) -> None:
+    """A few batches, each at about the time of another action, and on its key and others."""
+    others, width = tuple(draft.actions), draft.span * random.choice([0.0, 0.001, 0.01])
+    for _ in range(random.choice([0, 1, 2, 3])):
+        other = random.choice(others)
+        keys = (
+            other.key,
+            *(f"k{random.randrange(draft.keys)}" for _ in range(random.randint(1, _OTHERS_IN_BATCH_MAX))),
+        )
+        at, seed = other.at + width * random.random(), random.getrandbits(62)
+        draft.actions.append(Action(len(draft.actions), at, Kind.BATCH, other.key, seed, keys=keys))
 
 
 def _draw_events(random: Random, troubles: list[Trouble], span: float, deadline: float) -> list[Event]:

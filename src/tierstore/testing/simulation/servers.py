@@ -234,6 +234,8 @@ class Server:
         )
         self.mutations = TaskOwner(plan.limits.mutations_max, around.report)
         self.cleanup = TaskOwner(plan.limits.background_tasks_max, around.report)
+        self.watchers = TaskOwner(plan.limits.mutations_max, around.report)
+        """Owns the tasks of requests that do several things at once."""
         self._requests = TaskOwner(plan.limits.mutations_max, around.report)
         self._periodic = TaskOwner(1, around.report)
         if around.recorder is not None:
@@ -290,11 +292,11 @@ class Server:
         """End it as ``kill -9`` does: at once."""
         self._network.cut = True
         self._machine.forget()
-        for owner in (self._requests, self.mutations, self._periodic, self.cleanup):
+        for owner in (self._requests, self.watchers, self.mutations, self._periodic, self.cleanup):
             await owner.drain(0)
 
     async def calm(self) -> None:
         """Let what is under way end, and sweep no more."""
         await self._periodic.drain(0)
-        for owner in (self._requests, self.mutations, self.cleanup):
+        for owner in (self._requests, self.watchers, self.mutations, self.cleanup):
             await owner.drain(1e6)

@@ -23,6 +23,7 @@ from tierstore.changelog.entries import State
 from tierstore.changelog.memory import MemoryChangeLog, MemoryEntries
 from tierstore.clock import UnixMicros
 from tierstore.errors import Broken, ClientMistake, TierstoreError, Unavailable
+from tierstore.service.batch import BatchRun
 from tierstore.testing.ids import SeededIds
 from tierstore.testing.planted import Plant
 from tierstore.testing.simulation.calls import Begun, Session
@@ -67,8 +68,15 @@ class Outcome:
     """What happened, for a machine (`tierstore.testing.traces`), if that was asked for."""
 
 
-def simulate(plan: Plan, *, plant: Plant | None = None, traced: bool = False, recording: bool = False) -> Outcome:
-    """Run ``plan``; the same plan gives the same outcome."""
+def simulate(
+    plan: Plan,
+    *,
+    plant: Plant | None = None,
+    batch_run: type[BatchRun] = BatchRun,
+    traced: bool = False,
+    recording: bool = False,
+) -> Outcome:
+    """Run ``plan``; the same plan gives the same outcome. ``batch_run`` is what runs batches: for planted bugs."""
     counts: Counter[str] = Counter()
     trace: list[str] = []
     recorder = Recorder() if recording else None
@@ -77,7 +85,7 @@ def simulate(plan: Plan, *, plant: Plant | None = None, traced: bool = False, re
 
     async def run() -> None:
         nonlocal world
-        world = World(plan, counts, trace if traced else None, plant, recorder)
+        world = World(plan, counts, trace if traced else None, plant, batch_run, recorder)
         await world.run()
 
     with _errors_only(counts) as unexpected:
@@ -137,9 +145,11 @@ class World:
         counts: Counter[str],
         trace: list[str] | None,
         plant: Plant | None,
+        batch_run: type[BatchRun],
         recorder: Recorder | None,
     ) -> None:
         self.plan = plan
+        self.batch_run = batch_run
         self.recorder = recorder
         self.counts = counts
         self.faults = plan.faults
@@ -256,11 +266,13 @@ class World:
         await self._calm_down()
         await self._end_uploads()
         await self._end_sessions()
-        keys = {action.key: None for action in self.plan.actions}
+        keys = {key: None for action in self.plan.actions for key in (action.key, *action.keys)}
         for key in keys:
             await self._read_in_the_calm(key)
         for key in keys:
             await self._write_in_the_calm(key)
+        if any(action.kind is Kind.BATCH for action in self.plan.actions):
+            await self._batch_in_the_calm(list(keys))
         await self._clean_up()
         for key in self.history.by_key:
             await self._read_in_the_calm(key)
@@ -386,6 +398,15 @@ class World:
                     break
             else:
                 raise Violation(f"{kind.value} of {key!r} is never acknowledged, though nothing is wrong any more")
+            await self._read_in_the_calm(key)
+
+    async def _batch_in_the_calm(self, keys: Sequence[str]) -> None:
+        """Every insert of a batch is acknowledged when its client goes on trying."""
+        random = Random(len(keys))
+        dice.set(random)
+        if not await self._clients.batches.insert_all("calm batch", keys, random, batches_max=_CALM_ATTEMPTS_MAX):
+            raise Violation(f"a batch on {keys} is never acknowledged, though nothing is wrong any more")
+        for key in keys:
             await self._read_in_the_calm(key)
 
     async def _sweep_after(self, seconds: float) -> None:
