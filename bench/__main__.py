@@ -7,7 +7,7 @@ end with 1 if what they measured is not within the bound that they print beside 
 import argparse
 from pathlib import Path
 
-from bench import access, completing, memory, operations, slow_connections
+from bench import access, completing, engines, memory, operations, slow_connections
 from bench.slow_clients import KINDS
 from tierstore.limits import GIB, MIB
 
@@ -32,6 +32,7 @@ examples:
   make bench ARGS="complete --mib 1024 --parts 16"
   make bench ARGS="memory --folder data"
   make bench ARGS=access
+  make bench ARGS=engines
   make bench ARGS=slow-connections
 """
 
@@ -81,6 +82,13 @@ def main() -> None:
     guarded.add_argument(
         "--percent-max", type=float, default=15.0, help="fail if a GET costs so much more, in %% (%(default)g)"
     )
+    compared = commands.add_parser(
+        "engines", help="what each store costs beside its bare driver, on real engines; half a minute"
+    )
+    compared.add_argument(
+        "--engines", default=",".join(engines.ENGINES), metavar="ENGINE,…", help="which of them (%(default)s)"
+    )
+    compared.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (%(default)s)")
     slow = commands.add_parser(
         "slow-connections",
         parents=[shared],
@@ -106,6 +114,8 @@ def main() -> None:
                 arguments.seconds,
                 arguments.max_requests,
             )
+        case "engines":
+            engines.run(arguments.engines.split(","), arguments.rounds)
         case "memory":
             memory.run(arguments.folder, arguments.mib)
         case _:

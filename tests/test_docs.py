@@ -175,22 +175,52 @@ def flags_by_key() -> dict[str, str]:
     return flags
 
 
+def written_default(described: dict[str, Any], required: bool) -> str:
+    """The default of a setting that ``config show`` does not show, from the schema, as the page writes it."""
+    default = described.get("default")
+    if default is None:
+        return "needed" if required else "`none`"
+    is_duration = "anyOf" in described and described["anyOf"][1]["pattern"] != f"^{SIZE_PATTERN}$"
+    return f"`{format_duration(int(default))}`" if is_duration else f"`{json.dumps(default)}`".replace('"', "")
+
+
 def settings_of_the_program() -> list[Row]:
-    """The rows that docs/configuration.md must have, from the program's own schema, defaults and help."""
+    """The rows that docs/configuration.md must have, from the program's own schema, defaults and help.
+
+    Those of stores of other types than the defaults come last.
+    """
     schema = json.loads(tierstore("config", "schema"))
     shown = tierstore("config", "show").replace("  # path: ", "  path: ")
     defaults = yaml.safe_load(re.sub(r"  # (\w+):  # none", r"  \1: none", shown))
     flags = flags_by_key()
     rows: list[Row] = []
+    of_other_types: list[Row] = []
+
+    def row(key: str, values: str, default: str, meaning: str) -> Row:
+        variable = ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+        return (f"`{key}`", values, default, meaning, f"`{variable}`", f"`{flags[key]}`" if key in flags else "")
+
     for section, reference in schema["$defs"]["Config"]["properties"].items():
-        for name, described in schema["$defs"][reference["$ref"].rpartition("/")[2]]["properties"].items():
-            key = f"{section}.{name}"
-            default = json.dumps(defaults[section][name]).strip('"')
-            variable = ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
-            flag = f"`{flags[key]}`" if key in flags else ""
-            meaning = described.get("description", "Which store; there is one kind today.")
-            rows.append((f"`{key}`", bounds(described), f"`{default}`", meaning, f"`{variable}`", flag))
-    return rows
+        kinds = [schema["$defs"][kind["$ref"].rpartition("/")[2]] for kind in reference.get("anyOf", [reference])]
+        for name, described in kinds[0]["properties"].items():
+            default = f"`{json.dumps(defaults[section][name])}`".replace('`"', "`").replace('"`', "`")
+            if name == "type":
+                types = ", ".join(f"`{kind['properties']['type']['enum'][0]}`" for kind in kinds)
+                rows.append(row(f"{section}.type", types, default, "Which kind of store."))
+            else:
+                rows.append(row(f"{section}.{name}", bounds(described), default, described["description"]))
+        of_other_types += [
+            row(
+                f"{section}.{name}",
+                bounds(described),
+                written_default(described, name in kind["required"]),
+                described["description"],
+            )
+            for kind in kinds[1:]
+            for name, described in kind["properties"].items()
+            if name != "type"
+        ]
+    return rows + of_other_types
 
 
 def test_every_setting_is_described() -> None:

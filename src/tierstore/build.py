@@ -4,13 +4,9 @@ Each worker process builds its own set, inside its event loop; nothing but the s
 """
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
-from uuid import UUID
 
 import structlog
 from starlette.types import ASGIApp
@@ -20,17 +16,21 @@ from tierstore.admission.controls import Controls
 from tierstore.admission.gate import Gate
 from tierstore.admission.rate_limits import RateLimiter
 from tierstore.backends.high_volume.contract import HighVolumeBackend
-from tierstore.backends.high_volume.sqlite import SqliteHighVolume
 from tierstore.backends.long_term.contract import LongTermBackend
-from tierstore.backends.long_term.filesystem import FilesystemLongTerm
 from tierstore.changelog.contract import ChangeLog
-from tierstore.changelog.sqlite import SqliteChangeLog
 from tierstore.clock import Clock, SystemClock
 from tierstore.config import Config, limits_from, rules_from
-from tierstore.errors import StartupError, TierstoreError
 from tierstore.http.app import HttpSettings, Served, create_app
 from tierstore.idsource import IdSource, SystemIds
 from tierstore.limits import Limits
+from tierstore.opening import (
+    check_made,
+    know_each_other,
+    open_change_log,
+    open_high_volume,
+    open_long_term,
+    places_of,
+)
 from tierstore.process.access import access_from
 from tierstore.process.metrics_directory import open_buckets
 from tierstore.process.reload import Reloads
@@ -46,9 +46,6 @@ from tierstore.tiering.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-_IDENTITY_POLL_SECONDS = 0.05
 _DRAIN_SECONDS_MIN = 1.0
 """Cleanup gets at least this long at shutdown, however short the grace: what it leaves, the sweeper must find again."""
 
@@ -169,37 +166,23 @@ def check_stores(config: Config) -> None:
 @asynccontextmanager
 async def open_stores(config: Config, limits: Limits, clock: Clock, ids: IdSource) -> AsyncIterator[Stores]:
     """Open the configured stores, and close them at the end. Raises `StartupError`."""
+    async with _opened_stores(config, limits, clock, ids, new=True) as stores:
+        yield stores
+
+
+@asynccontextmanager
+async def _opened_stores(
+    config: Config, limits: Limits, clock: Clock, ids: IdSource, *, new: bool
+) -> AsyncIterator[Stores]:
+    """As `open_stores`; without ``new``, stores that no server has begun yet are refused."""
     async with AsyncExitStack() as stack:
-        high_volume = await SqliteHighVolume.open(
-            config.high_volume_path,
-            limits=limits,
-            clock=clock,
-            ids=ids,
-            readers=config.high_volume.readers,
-            reserve_bytes=config.high_volume.reserve,
-        )
+        high_volume = await open_high_volume(config, limits, clock, ids)
         stack.push_async_callback(high_volume.close)
-        changelog = await SqliteChangeLog.open(config.change_log_path, limits=limits, clock=clock)
+        changelog = await open_change_log(config, limits, clock, ids)
         stack.push_async_callback(changelog.close)
-        long_term = await FilesystemLongTerm.open(
-            config.long_term_path,
-            limits=limits,
-            clock=clock,
-            ids=ids,
-            threads=config.long_term.threads,
-            reserve_bytes=config.long_term.reserve,
-        )
+        long_term = await open_long_term(config, limits, clock, ids)
         stack.push_async_callback(long_term.close)
-        await _know_each_other(
-            (
-                _Placed("long-term store", "long_term.path", config.long_term_path, long_term),
-                _Placed("change log", "change_log.path", config.change_log_path, changelog),
-                _Placed("high-volume store", "high_volume.path", config.high_volume_path, high_volume),
-            ),
-            limits,
-            clock,
-            ids,
-        )
+        await know_each_other(places_of(config), (long_term, changelog, high_volume), limits, clock, ids, new=new)
         yield Stores(high_volume, long_term, changelog)
 
 
@@ -210,106 +193,15 @@ async def open_tools(config: Config) -> AsyncIterator[Tools]:
     Raises `StartupError`, also if a store has not been made yet: only a server makes stores. One that an earlier
     release has made is brought to this release's schema, as by a server.
     """
-    _check_made(config)
+    check_made(places_of(config))
     limits, clock, ids = limits_from(config), SystemClock(), SystemIds()
-    async with open_stores(config, limits, clock, ids) as stores:
+    async with _opened_stores(config, limits, clock, ids, new=False) as stores:
         cleanup = TaskOwner(limits.background_tasks_max, _report_failure)
         tiering = build_tiering(stores, limits=limits, clock=clock, ids=ids, cleanup=cleanup)
         try:
             yield Tools(stores, tiering.settler, tiering.uploads, limits, clock, config.log.audit)
         finally:
             await _drain((("cleanup", cleanup),), max(config.http.shutdown_grace, _DRAIN_SECONDS_MIN))
-
-
-def _check_made(config: Config) -> None:
-    """Raise `StartupError` unless each store is there. Looks, and changes nothing."""
-    kept = (
-        ("high-volume store", "high_volume.path", config.high_volume_path, config.high_volume_path),
-        ("change log", "change_log.path", config.change_log_path, config.change_log_path),
-        ("long-term store", "long_term.path", config.long_term_path, config.long_term_path / "identity"),
-    )
-    for name, key, path, file in kept:
-        try:
-            made = file.stat().st_size > 0
-        except (FileNotFoundError, NotADirectoryError):
-            made = False
-        except (OSError, ValueError) as error:
-            raise StartupError(f"the {name} {path} cannot be opened: {error}") from error
-        if not made:
-            raise StartupError(
-                f"there is no {name} at {path}: are --data, --config and {key} those of the server, is its disk "
-                "mounted, and has a server been started on it yet?"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """An open store, and how an operator knows it."""
-
-    name: str
-    key: str
-    path: Path
-    store: LongTermBackend | ChangeLog | HighVolumeBackend
-
-    def __str__(self) -> str:
-        return f"the {self.name} {self.path}"
-
-
-async def _know_each_other(stores: Sequence[_Placed], limits: Limits, clock: Clock, ids: IdSource) -> None:
-    """Check that the stores keep one identity, which they are given when none of them has one yet.
-
-    The first of ``stores`` is the arbiter: of processes that start at once on new stores, the one whose identity it has
-    taken wins, and all give that one to the others, in the same order. So while another process is at it, a store with
-    an identity may stand before one without, for a moment.
-
-    Raises `StartupError` with a sentence for the operator: a disk that is not mounted looks like a new store.
-    """
-    identities: list[UUID | None] = []
-    for _ in range(1 + math.ceil(limits.identity_wait_seconds_max / _IDENTITY_POLL_SECONDS)):
-        identities = [await _told(each, each.store.identity()) for each in stores]
-        if not any(identities):
-            identity = ids.uuid()
-            identities = [identity := await _told(each, each.store.adopt(identity)) for each in stores]
-        if None not in identities:
-            break
-        await clock.sleep(_IDENTITY_POLL_SECONDS)
-    if len(set(identities)) > 1:
-        raise StartupError(_strangers(stores, identities))
-
-
-async def _told(placed: _Placed, answer: Awaitable[T]) -> T:
-    """What a store answers; what it raises, as a `StartupError`."""
-    try:
-        return await answer
-    except TierstoreError as error:
-        raise StartupError(f"{placed} cannot be used: {error}") from error
-
-
-def _strangers(stores: Sequence[_Placed], identities: Sequence[UUID | None]) -> str:
-    """The sentences about stores that do not belong together: which they are, and what to do."""
-    known = [each for each, identity in zip(stores, identities, strict=True) if identity is not None]
-    new = [each for each, identity in zip(stores, identities, strict=True) if identity is None]
-    if not new:
-        kept = "; ".join(f"{each} has {identity}" for each, identity in zip(stores, identities, strict=True))
-        keys = ", ".join(each.key for each in stores)
-        return (
-            f"the stores do not belong together, each was begun with others ({kept}): "
-            f"are {keys} right, is every disk mounted where it should be, and do all three come from one backup?"
-        )
-    text = (
-        f"{_listed(new)} {'has' if len(new) == 1 else 'have'} no identity, but {_listed(known)} "
-        f"{'has' if len(known) == 1 else 'have'}: this looks like a new store in the place of another; "
-        f"is its disk mounted, is {' or '.join(each.key for each in new)} right, and is it whole if it was restored?"
-    )
-    if identities[0] is None or identities[-1] is not None:
-        return text
-    # The last one that would have been given it has none: so it may have been a start that was interrupted.
-    left = " and ".join(str(each.path / "identity" if each is stores[0] else each.path) for each in known)
-    return f"{text} Only if this was the very first start, and was interrupted: remove {left}, and start again"
-
-
-def _listed(stores: Sequence[_Placed]) -> str:
-    return " and ".join(str(each) for each in stores)
 
 
 @asynccontextmanager

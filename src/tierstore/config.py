@@ -5,9 +5,11 @@ and can be pickled. Does not: read settings or judge how they go together (`tier
 paths it names (`tierstore.build.check_stores` does), or change while a server runs.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from tierstore.admission.conditions import Condition, condition
@@ -17,7 +19,7 @@ from tierstore.admission.rate_limits import Rate, ThroughputRule, rate_of
 from tierstore.admission.rate_limits import Throughput as ThroughputLimits
 from tierstore.admission.rules import Rules
 from tierstore.admission.usecases import ALL_KINDS, ExpirationKind, UsecasePolicies, UsecasePolicy
-from tierstore.errors import InvalidRequest
+from tierstore.errors import InvalidRequest, InvariantBroken
 from tierstore.limits import GIB, KIB, MIB, TIB, Limits
 from tierstore.types.durations import parse_duration
 from tierstore.types.sizes import SIZE_PATTERN
@@ -59,9 +61,29 @@ def _path(description: str) -> Meta:
     return Meta(max_length=4096, pattern=_NO_CONTROLS, description=description, extra={"kind": "path"})
 
 
+def _url(schemes: str, wanted: str, description: str) -> Meta:
+    """An address, which may hold a password, and so is not shown if it cannot be read."""
+    pattern = f"{_NO_CONTROLS}(?:{schemes})://"
+    return Meta(max_length=4096, pattern=pattern, description=description, extra={"kind": "url", "wanted": wanted})
+
+
+def _name(pattern: str, description: str) -> Meta:
+    """A name in a store, whose rules are ``pattern``."""
+    return Meta(max_length=255, pattern=rf"^(?:{pattern})$(?!\n)", description=description)
+
+
 def _structure(wanted: str, description: str) -> Meta:
     """A setting that is no single value: a list, or a mapping. ``wanted`` says how it is written."""
     return Meta(description=description, extra={"kind": "structure", "wanted": wanted})
+
+
+_PASSWORD = re.compile(r"(://[^:/\s]*:).+(?=@)|((?i:password)\s*=\s*)(?:'+[^']*'+|[^&\s'\"]+)")
+"""Rather too much than too little: up to the last @, for people forget to encode the one that is in a password."""
+
+
+def without_password(text: str) -> str:
+    """``text`` with stars for the passwords of the addresses in it."""
+    return _PASSWORD.sub(r"\1\2***", text)
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,6 +116,100 @@ class FilesystemLongTerm(Section, frozen=True, tag_field="type", tag="filesystem
     reserve: Annotated[
         int, _size(0, TIB, "Free bytes of its disk that large objects leave to small ones and to deletes.")
     ] = 64 * MIB
+
+
+_POSTGRES = ("postgres(?:ql)?", "an address such as postgresql://user@host:5432/name")
+_HTTP = ("https?", "an address such as https://store.example.org")
+_PG_SCHEMA = Annotated[str, _name("[a-z_][a-z0-9_]{0,62}", "The schema of its tables; made when it is missing.")]
+_PG_CONNECTIONS = Annotated[int, _whole(1, 1000, "Connections of one worker to the database, at most.")]
+_PG_PREPARED = Annotated[
+    bool,
+    Meta(description="Whether statements are prepared; false behind a transaction pooler that does not keep them."),
+]
+_TIMEOUT = Annotated[float, _duration(1, 300, "How long one call of the store may take.")]
+_PREFIX = Annotated[
+    str,
+    _name("[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,7}", "What the names of all its objects begin with, without a slash."),
+]
+_EMULATOR = Annotated[
+    bool,
+    Meta(
+        description="Whether an emulator may be used, if BIGTABLE_EMULATOR_HOST names one; it loses all when it ends."
+    ),
+]
+_CA = Annotated[str, _path("Certificates in PEM that the store's own is signed by, in place of the system's.")]
+
+
+class PostgresHighVolume(Section, frozen=True, tag_field="type", tag="postgres"):
+    """The high-volume store: rows and small objects, in a PostgreSQL database. Durations are in seconds."""
+
+    url: Annotated[str, _url(*_POSTGRES, "Address of the database: postgresql://user:password@host:5432/name.")]
+    schema: _PG_SCHEMA = "tierstore"
+    connections: _PG_CONNECTIONS = 16
+    timeout: _TIMEOUT = 10.0
+    prepared_statements: _PG_PREPARED = True
+
+
+class BigtableHighVolume(Section, frozen=True, tag_field="type", tag="bigtable"):
+    """The high-volume store: rows and small objects, in a Bigtable table. Durations are in seconds."""
+
+    project: Annotated[str, _text("The project of the instance.")]
+    instance: Annotated[str, _text("The instance.")]
+    table: Annotated[str, _text("The table; made when it is missing.")] = "tierstore-objects"
+    app_profile: Annotated[str, _text("The application profile, with single-cluster routing.")] = "default"
+    timeout: _TIMEOUT = 10.0
+    emulator: _EMULATOR = False
+
+
+class S3LongTerm(Section, frozen=True, tag_field="type", tag="s3"):
+    """The long-term store: large objects, in a bucket of S3 or of what speaks like it. Durations are in seconds."""
+
+    bucket: Annotated[str, _text("The bucket, which must be there.")]
+    endpoint: Annotated[str, _url(*_HTTP, "Where the service is, such as https://s3.example.org; AWS unless set.")] = ""
+    region: Annotated[str, _text("The region that requests are signed for.")] = "us-east-1"
+    prefix: _PREFIX = "tierstore"
+    path_style: Annotated[
+        bool,
+        Meta(
+            description="Whether the bucket is in the path of addresses, not in the name of the host; never so at AWS."
+        ),
+    ] = True
+    ca: _CA = ""
+    profile: Annotated[str, _text("The profile of the credential chain; its default unless set.")] = ""
+    connections: Annotated[int, _whole(1, 10_000, "Connections of one worker to the store, at most.")] = 256
+    timeout: _TIMEOUT = 30.0
+
+
+class GcsLongTerm(Section, frozen=True, tag_field="type", tag="gcs"):
+    """The long-term store: large objects, in a bucket of Google Cloud Storage. Durations are in seconds."""
+
+    bucket: Annotated[str, _text("The bucket, which must be there.")]
+    prefix: _PREFIX = "tierstore"
+    endpoint: Annotated[str, _url(*_HTTP, "Where the service is; Google's unless set.")] = ""
+    ca: _CA = ""
+    connections: Annotated[int, _whole(1, 10_000, "Connections of one worker to the store, at most.")] = 256
+    timeout: _TIMEOUT = 30.0
+
+
+class PostgresChangeLog(Section, frozen=True, tag_field="type", tag="postgres"):
+    """The change log: which blobs may be unreferenced, in a PostgreSQL database. Durations are in seconds."""
+
+    url: Annotated[str, _url(*_POSTGRES, "Address of the database; high_volume.url unless set.")] = ""
+    schema: _PG_SCHEMA = "tierstore"
+    connections: _PG_CONNECTIONS = 8
+    timeout: _TIMEOUT = 10.0
+    prepared_statements: _PG_PREPARED = True
+
+
+class BigtableChangeLog(Section, frozen=True, tag_field="type", tag="bigtable"):
+    """The change log: which blobs may be unreferenced, in a Bigtable table. Durations are in seconds."""
+
+    project: Annotated[str, _text("The project of the instance; that of high_volume unless set.")] = ""
+    instance: Annotated[str, _text("The instance; that of high_volume unless set.")] = ""
+    table: Annotated[str, _text("The table; made when it is missing.")] = "tierstore-changes"
+    app_profile: Annotated[str, _text("The application profile, with single-cluster routing.")] = "default"
+    timeout: _TIMEOUT = 10.0
+    emulator: _EMULATOR = False
 
 
 class SqliteChangeLog(Section, frozen=True, tag_field="type", tag="sqlite"):
@@ -324,7 +440,8 @@ class Uploads(Section, frozen=True):
         ),
     ] = 7 * 86_400.0
     part_min: Annotated[
-        int, _size(0, 5 * GIB, "The smallest part, the last one excepted; 5 MiB to behave like S3.")
+        int,
+        _size(0, 5 * GIB, "The smallest part, the last one excepted; 0 for what the long-term store takes."),
     ] = 0
 
 
@@ -343,13 +460,32 @@ class Log(Section, frozen=True):
     ] = True
 
 
+HighVolumeSettings = SqliteHighVolume | PostgresHighVolume | BigtableHighVolume
+LongTermSettings = FilesystemLongTerm | S3LongTerm | GcsLongTerm
+ChangeLogSettings = SqliteChangeLog | PostgresChangeLog | BigtableChangeLog
+StoreSettings = HighVolumeSettings | LongTermSettings | ChangeLogSettings
+
+
+def kind_of(store: StoreSettings) -> str:
+    """What is called ``type`` in the settings of a store."""
+    return str(store.__struct_config__.tag)
+
+
+EMBEDDED_PATHS = {
+    "high_volume": "high-volume.sqlite3",
+    "long_term": "long-term",
+    "change_log": "change-log.sqlite3",
+}
+"""The sections of stores, and where each is below ``data.path``, if it is an embedded one and nothing else is set."""
+
+
 class Config(Section, frozen=True):
     """All settings of one server. A store whose path is empty is below ``data.path``."""
 
     data: Data = Data()
-    high_volume: SqliteHighVolume = SqliteHighVolume()
-    long_term: FilesystemLongTerm = FilesystemLongTerm()
-    change_log: SqliteChangeLog = SqliteChangeLog()
+    high_volume: HighVolumeSettings = SqliteHighVolume()
+    long_term: LongTermSettings = FilesystemLongTerm()
+    change_log: ChangeLogSettings = SqliteChangeLog()
     http: Http = Http()
     tls: Tls = Tls()
     auth: Auth = Auth()
@@ -365,28 +501,44 @@ class Config(Section, frozen=True):
     log: Log = Log()
 
     @property
+    def change_log_settings(self) -> ChangeLogSettings:
+        """Those of the change log, with what they take over from those of the high-volume store."""
+        log, store = self.change_log, self.high_volume
+        if isinstance(log, PostgresChangeLog) and isinstance(store, PostgresHighVolume):
+            return msgspec.structs.replace(log, url=log.url or store.url)
+        if isinstance(log, BigtableChangeLog) and isinstance(store, BigtableHighVolume):
+            project, instance = log.project or store.project, log.instance or store.instance
+            return msgspec.structs.replace(log, project=project, instance=instance)
+        return log
+
+    @property
     def high_volume_path(self) -> Path:
-        """The database file of the high-volume store."""
-        return Path(self.high_volume.path or Path(self.data.path, "high-volume.sqlite3"))
+        """The database file of the high-volume store, which is an embedded one."""
+        return self.embedded_path("high_volume")
 
     @property
     def long_term_path(self) -> Path:
-        """The directory of the long-term store."""
-        return Path(self.long_term.path or Path(self.data.path, "long-term"))
+        """The directory of the long-term store, which is an embedded one."""
+        return self.embedded_path("long_term")
 
     @property
     def change_log_path(self) -> Path:
-        """The database file of the change log."""
-        return Path(self.change_log.path or Path(self.data.path, "change-log.sqlite3"))
+        """The database file of the change log, which is an embedded one."""
+        return self.embedded_path("change_log")
+
+    def embedded_path(self, section: str) -> Path:
+        """Where the store of a section is, which is an embedded one."""
+        path = self.store_path(section)
+        if path is None:
+            raise InvariantBroken("only an embedded store has a path")
+        return path
 
     def store_path(self, section: str) -> Path | None:
-        """Where the store of a section is; None if the section is not a store's."""
-        paths = {
-            "high_volume": self.high_volume_path,
-            "long_term": self.long_term_path,
-            "change_log": self.change_log_path,
-        }
-        return paths.get(section)
+        """Where the store of a section is; None if the section is not that of an embedded store."""
+        settings = getattr(self, section)
+        if isinstance(settings, SqliteHighVolume | FilesystemLongTerm | SqliteChangeLog):
+            return Path(settings.path or Path(self.data.path, EMBEDDED_PATHS[section]))
+        return None
 
 
 def limits_from(config: Config) -> Limits:
@@ -399,7 +551,7 @@ def limits_from(config: Config) -> Limits:
         sweep_second_visit_seconds=config.sweeper.second_visit,
         upload_retention_seconds=config.uploads.retention,
         outcome_retention_seconds=config.uploads.outcome_retention,
-        part_bytes_min=config.uploads.part_min,
+        part_bytes_min=config.uploads.part_min or _part_bytes_min(config.long_term),
         connections_max=config.http.connections_max,
         client_bytes_max=max(Limits().client_bytes_max, config.http.max_requests * config.tiering.inline_max),
         operations_max=config.backpressure.operations,
@@ -409,6 +561,11 @@ def limits_from(config: Config) -> Limits:
         batches_max=config.batch.requests,
         batch_held_max=config.batch.parts,
     )
+
+
+def _part_bytes_min(store: LongTermSettings) -> int:
+    """The smallest part that a store takes, the last one excepted (S3: "Multipart upload limits")."""
+    return 5 * MIB if isinstance(store, S3LongTerm | GcsLongTerm) else 0
 
 
 def rules_from(config: Config) -> Rules:

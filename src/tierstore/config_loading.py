@@ -26,7 +26,17 @@ import yaml
 from msgspec import Meta
 
 from tierstore.admission.rate_limits import rate_of
-from tierstore.config import ALL_OTHERS, Config, Entry, Tls, rule_rate
+from tierstore.config import (
+    ALL_OTHERS,
+    EMBEDDED_PATHS,
+    BigtableChangeLog,
+    Config,
+    PostgresChangeLog,
+    Section,
+    Tls,
+    rule_rate,
+    without_password,
+)
 from tierstore.errors import ConfigError, InvalidRequest
 from tierstore.limits import KILLSWITCHES_MAX, LIMIT_RULES_MAX, Limits
 from tierstore.types.durations import format_duration, parse_duration
@@ -65,7 +75,7 @@ class LoadedConfig:
                 if value == "":  # which is how it is left out, and nothing that can be given
                     lines.append(f"  # {name}:  # none")
                     continue
-                written = _PRIVATE_KEY.sub("(a private key)", _one_line(name, _KEYS[key].written(value)))
+                written = _without_secrets(_one_line(name, _KEYS[key].written(value)))
                 lines.append(f"  {written}  # {self.origins.get(key, 'default')}")
         return "\n".join(lines) + "\n"
 
@@ -82,6 +92,7 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     given |= _known(_read_environment(environment, problems), problems)
     given |= _known(flags.items(), problems)
     values = {key: _KEYS[key].value(setting, problems) for key, setting in given.items()}
+    problems.extend(_of_other_kinds(given, values))
     if not problems:
         config = _build(values)
         problems.extend(_contradictions(config))
@@ -95,9 +106,9 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
 def config_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the configuration file."""
     schema = msgspec.json.schema(Config)
-    structures = {entry.__name__ for entry in Entry.__subclasses__()}
+    by_default = {type(field.default).__name__ for field in msgspec.structs.fields(Config)}
     for title, definition in schema["$defs"].items():
-        if title not in structures:
+        if title in by_default:  # then its type need not be given
             definition["required"] = []
         for name, described in definition["properties"].items():
             written = described.pop("written", None)
@@ -146,6 +157,9 @@ class _Key:
         except (msgspec.ValidationError, InvalidRequest, ValueError) as error:
             if self._kind == "structure":  # whose value may be long, or a secret that has no business here
                 problems.append(f"{self.name} ({setting.origin}): is not {self._extra['wanted']}: {error}")
+                return None
+            if self._kind == "url":  # which may hold a password anywhere
+                problems.append(f"{self.name} ({setting.origin}): is not {self._extra['wanted']}")
                 return None
             wanted = self._wanted(setting.value)
             problems.append(f"{self.name} ({setting.origin}): {_shown(setting.value)} is not {wanted}")
@@ -197,16 +211,48 @@ class _Key:
         return f"a whole number from {lowest} to {highest}"
 
 
+def _kinds_of(section: Any) -> Mapping[str, type[Section]]:
+    """What a section of `Config` may be, by its type; one kind without a type for most."""
+    kinds = get_args(section.type) or (section.type,)
+    return {str(kind.__struct_config__.tag or ""): kind for kind in kinds}
+
+
+_KINDS = {section.name: _kinds_of(section) for section in msgspec.structs.fields(Config)}
+
+
 def _keys() -> Iterator[_Key]:
-    for section in msgspec.structs.fields(Config):
-        tag = section.type.__struct_config__.tag
-        if tag is not None:
-            yield _Key(f"{section.name}.type", Literal[tag])
-        for field in msgspec.structs.fields(section.type):
-            yield _Key(f"{section.name}.{field.name}", field.type)
+    for section, kinds in _KINDS.items():
+        if "" not in kinds:
+            yield _Key(f"{section}.type", Literal[tuple(kinds)])
+        for kind in kinds.values():
+            for field in msgspec.structs.fields(kind):
+                yield _Key(f"{section}.{field.name}", field.type)
 
 
 _KEYS = {key.name: key for key in _keys()}
+"""All settings. One that several kinds of a store have is the same to all of them."""
+
+
+def _kind(section: str, values: Mapping[str, object]) -> str:
+    """The type of a section, as given or by default."""
+    return str(values.get(f"{section}.type") or next(iter(_KINDS[section])))
+
+
+def _of_other_kinds(given: Mapping[str, Setting], values: Mapping[str, object]) -> Iterator[str]:
+    """What is given of stores that are not of the given types, and what is missing of those that are."""
+    for section, kinds in _KINDS.items():
+        if f"{section}.type" in given and values[f"{section}.type"] is None:
+            continue  # nobody knows which settings are meant
+        kind = _kind(section, values)
+        fields = {field.name: field for field in msgspec.structs.fields(kinds[kind])}
+        for key, setting in given.items():
+            of, _, name = key.partition(".")
+            if of == section and name not in fields and name != "type":
+                types = " or ".join(tag for tag, other in kinds.items() if name in other.__struct_fields__)
+                yield f"{key} ({setting.origin}): is for {section}.type {types}, and that is {kind}"
+        for name, field in fields.items():
+            if field.required and f"{section}.{name}" not in given:
+                yield f"{section}.{name}: is missing; {section}.type {kind} needs it"
 
 
 def _one_line(name: str, value: object) -> str:
@@ -221,9 +267,13 @@ _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-
 """What has no business in settings, and is not shown if somebody has put it there."""
 
 
+def _without_secrets(text: str) -> str:
+    return without_password(_PRIVATE_KEY.sub("(a private key)", text))
+
+
 def _shown(value: object) -> str:
     if isinstance(value, str):
-        value = _PRIVATE_KEY.sub("(a private key)", value)
+        value = _without_secrets(value)
     try:
         return str(value)[:80] if isinstance(value, str) and value.isprintable() else repr(value)[:80]
     except ValueError:
@@ -256,11 +306,11 @@ def _build(values: Mapping[str, object]) -> Config:
     for key, value in values.items():
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
-    made = {}
-    for field in msgspec.structs.fields(Config):
-        fields = sections.get(field.name, {})
+    made: dict[str, Any] = {}
+    for name, kinds in _KINDS.items():
+        fields = sections.get(name, {})
         fields.pop("type", None)
-        made[field.name] = field.type(**fields)
+        made[name] = kinds[_kind(name, values)](**fields)
     return Config(**made)
 
 
@@ -273,12 +323,28 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"uploads.part_min: {part} is more than tiering.object_max, {largest}"
     yield from _contradictory_rules(config)
     yield from _contradictory_tls(config.tls)
+    yield from _contradictory_stores(config)
+
+
+def _contradictory_stores(config: Config) -> Iterator[str]:
     paths: dict[str, str] = {}
-    for section in ("high_volume", "long_term", "change_log"):
-        path = os.path.realpath(config.store_path(section) or "")
+    for section in EMBEDDED_PATHS:
+        local = config.store_path(section)
+        if local is None:
+            continue
+        path = os.path.realpath(local)
         if path in paths:
             yield f"{section}.path: {path} is already {paths[path]}.path; each store needs a place of its own"
         paths[path] = section
+    log = config.change_log_settings
+    needed: tuple[str, ...] = ()
+    if isinstance(log, PostgresChangeLog):
+        needed = ("url",)
+    elif isinstance(log, BigtableChangeLog):
+        needed = ("project", "instance")
+    for name in needed:
+        if not getattr(log, name):
+            yield f"change_log.{name}: is missing; it is that of high_volume only if both are of one type"
 
 
 def _contradictory_tls(tls: Tls) -> Iterator[str]:

@@ -50,6 +50,9 @@ table, `tierstore.http.responses.STATUS_BY_ERROR`, and nowhere else. The text of
 class TierstoreError(Exception):
     """Base of the tree. ``str(error)`` is one sentence for a person."""
 
+    for_clients: str | None = None
+    """What clients are told in its place, if that sentence says more than is their business, as an engine's address."""
+
 
 class ClientMistake(TierstoreError):
     """The request is wrong; repeating it unchanged cannot succeed."""

@@ -191,6 +191,40 @@ class Limits:
     """Bytes by which a database's write-ahead log grows between two checkpoints."""
     database_lock_wait_seconds_max: float = 10.0
     """How long a writer waits for another process's transaction before the operation fails as unavailable."""
+    postgres_waiting_max: int = 4096
+    """Statements that wait for one of a worker's connections to PostgreSQL; more are refused as busy."""
+    postgres_connection_wait_seconds_max: float = 5.0
+    """How long a statement waits for a connection before it is refused as busy."""
+    postgres_idle_seconds_max: float = 300.0
+    """A connection that nobody has needed for so long is not used again: something between may have forgotten it."""
+    postgres_connection_seconds_max: float = 300.0
+    """A connection is replaced when it is as old as this, so that it is noticed if the server's clock has jumped."""
+    postgres_lateness_seconds_max: float = 30.0
+    """A statement that depends on the time does nothing if it is on its way for longer than this by the server's clock;
+    less than ``extension_settled_seconds``."""
+    postgres_migration_seconds_max: float = 3600.0
+    """How long one step of a migration may take, and how long one waits for another process's."""
+    bigtable_calls_max: int = 512
+    """Calls to one Bigtable table that a worker has under way; more are refused as busy."""
+    bigtable_attempts_max: int = 128
+    """Conditional mutations of one operation that lose against others before it fails as unavailable."""
+    bigtable_turn_seconds_max: float = 10.0
+    """How long a change of the log on Bigtable waits for others of its process that change entries of the same object;
+    then it is refused as busy."""
+    bigtable_page_rows: int = 500
+    """Rows that are read from Bigtable at a time when many are looked through."""
+    bigtable_page_bytes: int = 4 * MIB
+    """Bytes of those rows after which fewer are read at a time, and the rest later; each of them is read whole."""
+    bigtable_walk_rows: int = 2_000
+    """Rows of a high-volume table that one call of `remove_markers` looks at, at most; the next goes on from there."""
+    bigtable_hints_known_max: int = 65_536
+    """Index rows that a process remembers to be of writes that are over."""
+    object_store_attempts_max: int = 4
+    """Times one request to an object store is made, where that is safe."""
+    object_store_pause_seconds_max: float = 2.0
+    """The longest pause between two of them."""
+    object_store_assembly_seconds_max: float = 600.0
+    """How long an object store may take to make an object of the parts of an upload."""
     identity_wait_seconds_max: float = 3.0
     """How long a starting process waits for another one that seems to be giving new stores their identity."""
     directory_lock_wait_seconds_max: float = 30.0
@@ -248,6 +282,7 @@ class Limits:
             stream_chunk_bytes=16,
             commit_attempts_max=64,
             read_attempts_max=16,
+            bigtable_calls_max=64,
             database_queue_max=64,
             database_batch_max=4,
             database_batch_bytes_max=256,

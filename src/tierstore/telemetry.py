@@ -106,6 +106,19 @@ database_batch_operations = Histogram(
     ["database"],
     buckets=_OPERATIONS,
 )
+engine_connections = Gauge(
+    "tierstore_engine_connections", "Connections to a store's engine.", ["store"], multiprocess_mode="livesum"
+)
+engine_connection_wait_seconds = Histogram(
+    "tierstore_engine_connection_wait_seconds",
+    "How long calls of a store waited for a connection, those that had to.",
+    ["store"],
+    buckets=_SECONDS,
+)
+
+for _store in ("high_volume", "change_log", "long_term"):  # so that they are shown, whatever the stores are
+    engine_connections.labels(_store)
+    engine_connection_wait_seconds.labels(_store)
 
 # Counters that alerts watch exist from the start: an increase from nothing to 1 is invisible to `increase()`.
 for _counter, _values in (

@@ -28,7 +28,7 @@ from tierstore.embedded.identity import keep_identity
 from tierstore.errors import TierstoreError
 from tierstore.limits import Limits
 from tierstore.testing.clock import ManualClock
-from tierstore.testing.laws.changelog import NEW, OLD, ChangeLogLaws, in_order, listed, owner, revision
+from tierstore.testing.laws.changelog import NEW, OLD, ChangeLogLaws, in_order, listed, owner, revision, revision_of
 from tierstore.types.ids import Revision
 
 
@@ -123,7 +123,7 @@ class TestSqliteChangeLog(ChangeLogLaws):
 
     async def test_entries_outlive_a_lowered_limit(self, log: ChangeLog) -> None:
         """An entry whose key is longer than keys may be now is still found, listed and settled."""
-        long = self.entry(revision("k" * 10_000))
+        long = self.entry(revision_of("k" * 10_000))
         with closing(raw_connection(self.path)) as connection:
             connection.execute(
                 "INSERT INTO entries (revision, owner, role, state, epoch, sweeps, recorded, not_before)"

@@ -24,8 +24,9 @@ from typing import Any
 import urllib3
 from objectstore_client import Client, Session, Usecase
 
+from tests.engines.deployment import EMBEDDED, Deployment
 from tierstore.limits import MIB
-from tierstore.testing.server import HOST, ServerProcess
+from tierstore.testing.server import HOST
 
 _BLOCK_BYTES = MIB + 7
 """What the payload repeats: no divisor of any unit, so that no unit equals another."""
@@ -186,12 +187,12 @@ class Line:
 
 
 def upload_through_a_broken_line(
-    data: Path, *, size: int, cuts: int, kills: int, seed: int, threshold_bytes: int
+    data: Path, deployment: Deployment = EMBEDDED, *, size: int, cuts: int, kills: int, seed: int, threshold_bytes: int
 ) -> Cost:
     """Put ``size`` bytes, and read them back from a server that was started anew. Blocks."""
     random = Random(seed)
     payload = GeneratedPayload(size, seed)
-    server = ServerProcess(data, workers=2)
+    server = deployment.server(data, workers=2)
     killed = 0
 
     def restart() -> None:
@@ -199,7 +200,7 @@ def upload_through_a_broken_line(
         server.kill()
         server.close()
         killed += 1
-        server = ServerProcess(data, workers=2)
+        server = deployment.server(data, workers=2)
         server.start()
         server.wait_ready()
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.engines.deployment import EMBEDDED, Deployment
 from tierstore.backends.high_volume.contract import Tombstone
 from tierstore.backends.long_term.blob_file import read_header
 from tierstore.backends.long_term.store_directory import part_name, part_numbers, upload_beside
 from tierstore.build import Stores, open_stores
 from tierstore.clock import SystemClock
-from tierstore.config_loading import Setting, load_config
+from tierstore.config import limits_from
 from tierstore.idsource import SystemIds
-from tierstore.limits import Limits
 from tierstore.testing.server import ServerProcess
 from tierstore.types.ids import Revision
 
@@ -43,7 +43,7 @@ class Remains:
     uploads: int
     """Uploads in progress."""
     strays: set[str]
-    """What is below the directory of the long-term store and part of neither a blob nor the store itself."""
+    """What is in the long-term store and part of neither a blob nor the store itself, where one can look."""
 
     def check_recoverable(self) -> None:
         """What is true at any instant, also at that of a crash: no reference dangles, and no blob is forgotten."""
@@ -56,14 +56,23 @@ class Remains:
         assert self.referenced - self.blobs == set(), "dangling tombstones"
         assert self.entries == 0, "the change log is not empty"
         assert self.uploads == 0, "uploads are in progress"
-        assert self.strays == set(), "files or directories that are no part of a blob"
+        assert self.strays == set(), f"what is no part of a blob: {sorted(self.strays)}"
 
 
-async def remains(data: Path) -> Remains:
-    """Open the stores below ``data``, whose server has ended, and look; read every blob that a row points to."""
-    config = load_config(None, {}, {"data.path": Setting(str(data), "test")}).config
-    strays = _strays(data / "long-term")  # before the stores are opened, which makes a directory
-    async with open_stores(config, Limits(), SystemClock(), SystemIds()) as stores:
+async def remains(data: Path, deployment: Deployment = EMBEDDED) -> Remains:
+    """Open the stores of a server that has ended, and look; read every blob that a row points to.
+
+    Embedded ones are below ``data``.
+    """
+    with deployment.environment_here():
+        return await _remains(data, deployment)
+
+
+async def _remains(data: Path, deployment: Deployment) -> Remains:
+    config = deployment.config(data)
+    # Before the stores are opened, which makes a directory.
+    strays = _strays(data / "long-term") if deployment.is_embedded else set()
+    async with open_stores(config, limits_from(config), SystemClock(), SystemIds()) as stores:
         rows = await stores.high_volume.scan("", None, _ROWS_MAX)
         blobs = {blob.revision for blob in await stores.long_term.list("", None, _ROWS_MAX)}
         referenced = {
@@ -80,7 +89,7 @@ async def remains(data: Path) -> Remains:
             logged={entry.revision for entry in await stores.changelog.list(None, _ROWS_MAX)},
             entries=backlog.entries,
             uploads=backlog.uploads,
-            strays=strays,
+            strays=strays | deployment.strays(blobs),
         )
 
 
@@ -142,13 +151,15 @@ async def until_log_is_empty(http: aiohttp.ClientSession) -> None:
     raise AssertionError("the change log has not become empty")
 
 
-async def until_swept(server: ServerProcess) -> None:
+async def until_swept(server: ServerProcess, deployment: Deployment = EMBEDDED) -> None:
     """Wait until the sweeper has settled everything, and has removed what processes that died have left.
 
     Only for a server that is alone on its stores.
     """
     async with aiohttp.ClientSession(server.url) as http:
         await until_log_is_empty(http)
+    if not deployment.is_embedded:
+        return
     instances = server.data / "long-term" / "tmp"
     for _ in range(200):
         if len(list(instances.iterdir())) == len(server.worker_pids):

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.helpers import remains
+from tests.engines.deployment import EMBEDDED, Deployment
 from tests.http.batches import BATCH, CONTENT_TYPE, Answer, batch, begin, part, read_answer
 from tests.http.harness import Connection, head
 from tierstore.limits import KIB, MIB
@@ -17,6 +18,12 @@ OBJECT = random.Random(9).randbytes(MIB)
 OBJECTS = 160
 RSS_GROWTH_MAX = 64 * MIB
 """Less than half of what goes through; a batch holds 8 MiB on their way in, and 8 MiB on their way out."""
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    """Where the servers keep things."""
+    return EMBEDDED
 
 
 async def _connect(server: ServerProcess) -> Connection:
@@ -37,9 +44,9 @@ def _payload(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("inline_max", ["1 MiB", "64 KiB"])
-async def test_memory_is_bounded(tmp_path: Path, inline_max: str) -> None:
+async def test_memory_is_bounded(deployment: Deployment, tmp_path: Path, inline_max: str) -> None:
     """A server takes in, and gives to a slow reader, far more than it holds, in either tier; nothing is left over."""
-    with ServerProcess(tmp_path / "data", config={"tiering": {"inline_max": inline_max}}) as server:
+    with deployment.server(tmp_path / "data", config={"tiering": {"inline_max": inline_max}}) as server:
         process = psutil.Process(server.pid)
         warm = [part("insert", f"warm/{number}", (), OBJECT) for number in range(16)]
         assert (await _ask(server, *warm, *[part("get", f"warm/{number}") for number in range(16)])).whole
@@ -77,12 +84,12 @@ async def test_memory_is_bounded(tmp_path: Path, inline_max: str) -> None:
         assert most - before < RSS_GROWTH_MAX, f"{(most - before) / MIB:.0f} MiB more"
         gone = await _ask(server, *[part("delete", f"big/{number}") for number in range(OBJECTS)])
         assert gone.statuses == [204] * OBJECTS
-    (await remains(tmp_path / "data")).check_recoverable()
+    (await remains(tmp_path / "data", deployment)).check_recoverable()
 
 
-async def test_a_thousand_mixed_operations_on_disk(tmp_path: Path) -> None:
+async def test_a_thousand_mixed_operations(deployment: Deployment, tmp_path: Path) -> None:
     """Several batches of a thousand at the same time, with other requests beside them: each operation is answered."""
-    with ServerProcess(tmp_path / "data", config={"tiering": {"inline_max": "16 KiB"}}) as server:
+    with deployment.server(tmp_path / "data", config={"tiering": {"inline_max": "16 KiB"}}) as server:
 
         def operations(name: str) -> list[bytes]:
             parts = []
@@ -103,7 +110,7 @@ async def test_a_thousand_mixed_operations_on_disk(tmp_path: Path) -> None:
         read = await _ask(server, *[part("get", f"batch-3/{number}") for number in range(250)])
         for number in range(250):
             assert read.results[number].body == OBJECT[number : number + (100 if number % 25 else 40 * KIB)]
-    (await remains(tmp_path / "data")).check_recoverable()
+    (await remains(tmp_path / "data", deployment)).check_recoverable()
 
 
 async def _single_requests(server: ServerProcess) -> None:

@@ -46,6 +46,16 @@ def test_memory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("postgres")
+def test_engines() -> None:
+    """Measures a store beside its bare driver on a real engine of its own, where this machine has one."""
+    command = [sys.executable, "-m", "bench", "engines", "--engines", "postgresql", "--rounds", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for operation in ("put 1 KiB", "get it", "compare and write it", "record an entry and forget it"):
+        assert re.search(rf"^PostgreSQL: {operation} +\d+ +\d+ +\d+\.\d\d$", ended.stdout, re.MULTILINE)
+
+
 def test_slow_connections(tmp_path: Path) -> None:
     """A client is served by two workers whose few places hundreds of slow clients would take if they could."""
     arguments = ("--connections", "300", "--seconds", "0.7", "--max-requests", "8")

@@ -1,6 +1,6 @@
 """Extensions around the instant of the expiry, in real time, on two worker processes over the embedded stores.
 
-What is exact in virtual time (`tests/unit/tiering/test_tiered_extend_at_the_instant.py`) meets real clocks, commits and
+What is exact in virtual time (`tests/simulation/test_extend_at_the_instant.py`) meets real clocks, commits and
 processes here, often enough that chance finds what is wrong.
 """
 
@@ -81,7 +81,7 @@ async def _race(http: aiohttp.ClientSession, raced: Raced, payload: bytes, dice:
 
     async def read() -> None:
         await asyncio.sleep(max(instant - BEFORE_SECONDS - time.time(), 0))
-        while time.time() < instant + AFTER_SECONDS or not raced.extended:
+        while not raced.reads or time.time() < instant + AFTER_SECONDS or not raced.extended:
             begin = time.monotonic()
             async with http.head(raced.path) as response:
                 await response.read()

@@ -49,8 +49,12 @@ class Answer:
     """For people: the status, or the exception."""
     found: Found | None = None
     token: str = ""
-    """The upload id of an initiate, the ETag of a part."""
+    """The upload id of an initiate, the token of a session, the ETag of a part."""
     parts: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     """ETag and size of each part that a listing has."""
     code: str = ""
-    """What a completion was refused with."""
+    """What a completion, or a piece of a session, was refused with."""
+    offset: int | None = None
+    """How far a session has come; None if it is complete."""
+    granularity: int = 0
+    """The fewest bytes of a piece of a session that is not the last."""

@@ -5,20 +5,24 @@ it was killed, as soon as that one's lease is over. A campaign in which too litt
 """
 
 import asyncio
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from tests.engines.deployment import EMBEDDED, Deployment
 from tests.kill.history import Violation, Write
 from tests.kill.ledger import Ledger
 from tests.kill.load import LoadClient, Shared
 from tests.kill.plan import CLIENTS, Fault, Plan, PlannedFault, Round
 from tests.kill.remains import check_remains
-from tests.kill.server import LivingServer
+from tests.kill.server import LivingServers
+from tests.kill.session_load import SharedSessions
+from tests.kill.sessions import Session, SessionLedger
 from tests.kill.uploads import COMPLETED_AFTER_A_KILL, Upload, UploadLedger
 from tierstore.limits import Limits
 from tierstore.testing.process_faults import ProcessFault
@@ -38,18 +42,23 @@ FLOORS: Mapping[str, int] = {
     "delete_done": 10,
     "read_done": 30,
     "complete_done": 10,
+    "session_done": 5,
     "abort_never": 1,
     COMPLETED_AFTER_A_KILL: 1,
 }
 """What has to have been acknowledged, and how often, in a campaign of so many rounds: far less than what is."""
 _TOLD_LINES = 40
 _TOLD_CHARACTERS = 400
+_FRAMES = re.compile(r'"frames":\[[^]]*\],?')
 _ALARMS = ("Traceback", "lost blob", '"level":"critical"', "CorruptObject", "InvariantBroken")
 """Words that the server's log never has, whatever is done to it here."""
 
 
 class Campaign:
-    """The rounds of ``plan`` in ``directory``. With ``faults``, on a server that has these: see `LivingServer`."""
+    """The rounds of ``plan``, with what is embedded in ``directory``.
+
+    With ``faults``, on servers that have these; on ``deployment``: see `LivingServers`.
+    """
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class Campaign:
         plan: Plan,
         faults: Sequence[ProcessFault] | None = None,
         conclude_seconds_max: float = _CONCLUDE_SECONDS_MAX,
+        deployment: Deployment = EMBEDDED,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._conclude_seconds_max = conclude_seconds_max
@@ -64,8 +74,18 @@ class Campaign:
         self._ledger = Ledger()
         self._ledger.counts = self.counts
         self._uploads = UploadLedger(self._ledger, plan.retention_seconds())
-        self._server = LivingServer(directory, plan.workers(), self.counts, faults)
-        self._shared = Shared(self._ledger, self._uploads, self._server)
+        self._sessions = SharedSessions(SessionLedger(self._ledger, plan.retention_seconds()), plan.part_bytes_min())
+        self._server = LivingServers(
+            directory,
+            self.counts,
+            servers=plan.servers(),
+            workers=plan.workers(),
+            faults=faults,
+            deployment=deployment,
+        )
+        self._shared = Shared(
+            self._ledger, self._uploads, self._sessions, self._server, plan.part_bytes_min(), plan.weights()
+        )
         self._clients = [LoadClient(number, self._shared) for number in range(CLIENTS)]
         self._concluder = LoadClient(CLIENTS, self._shared, _CONCLUDE_PATIENCE_SECONDS)
         self._life = 0
@@ -105,12 +125,14 @@ class Campaign:
         self._emptying.clear()
         self._server.empty_disk()
         await self._server.resume_all()
+        await self._server.recover()
         await self._calm()
 
     async def _faults(self, planned: Round, begun: float) -> None:
         for fault in planned.faults:
             await asyncio.sleep(max(0.0, begun + fault.at - time.monotonic()))
             await self._do(fault)
+        self._shared.until = max(self._shared.until, time.monotonic() + self._plan.seconds_after_faults())
 
     async def _do(self, planned: PlannedFault) -> None:
         match planned.fault:
@@ -130,6 +152,32 @@ class Campaign:
                 await self._server.stop()
                 self.counts["restarts"] += 1
                 await self._next_life()
+            case _:
+                await self._do_to_one(planned)
+
+    async def _do_to_one(self, planned: PlannedFault) -> None:
+        """Harm one of several servers, an engine, or a line to one."""
+        deployment, choice, seconds = self._server.deployment, planned.choice, planned.seconds
+        match planned.fault:
+            case Fault.KILL_SERVER:
+                self._uploads.killed()
+                await self._server.kill_server(choice, seconds)
+                return
+            case Fault.KILL_ENGINE:
+                harmed = await deployment.kill_engine(choice, seconds)
+            case Fault.PAUSE_ENGINE:
+                harmed = await deployment.pause_engine(choice, seconds)
+            case Fault.CUT_LINE:
+                harmed = deployment.cut_line(choice)
+            case Fault.BLOCK_LINE:
+                harmed = await deployment.block_line(choice, seconds)
+            case Fault.HOLD_LINE:
+                harmed = await deployment.hold_line(choice, seconds)
+            case _:
+                raise AssertionError(planned)
+        self.counts[planned.fault.value] += 1
+        self.counts[f"{planned.fault.value}: {harmed}"] += 1
+        self._server.note(f"{planned.fault.value}: {harmed}, for {seconds:.2f} s until now")
 
     async def _empty_later(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -147,6 +195,9 @@ class Campaign:
             upload_open = upload in self._shared.open_uploads
             if not (upload.decided or upload_open or upload.ending > time.monotonic()):
                 await self._decide(upload)
+        for session in self._sessions.ledger.sessions:
+            if not (session.decided or session in self._sessions.open):
+                await self._clients[0].sessions.decide(session)
         await self._judge()
 
     async def _judge(self) -> None:
@@ -189,26 +240,34 @@ class Campaign:
             (write,) = held
             if write is not None and write.ttl_seconds is None:
                 expected[key] = write
-        await check_remains(self._server.data, expected)
+        try:
+            await check_remains(self._server.data, expected, self._server.deployment)
+        except Violation as violation:
+            could = {
+                key: [(write.identity, write.ttl_seconds) for write in self._ledger.can_hold(key) if write]
+                for key in self._ledger.keys
+            }
+            raise Violation(f"{violation}\nThe ledger: {could}") from violation
 
     async def _conclude(self) -> None:
-        """Complete or abort every upload. Raises `Violation` if that cannot be done to one of them."""
-        uploads = iter([upload for upload in self._uploads.uploads if not upload.settled])
+        """Complete or abort every upload, of either kind. Raises `Violation` if that cannot be done to one of them."""
         deadline = time.monotonic() + self._conclude_seconds_max
+        client = self._concluder
+        left: Iterator[Upload | Session] = iter(
+            [upload for upload in self._uploads.uploads if not upload.settled]
+            + [session for session in self._sessions.ledger.sessions if not session.decided]
+        )
 
         async def conclude() -> None:
-            for upload in uploads:
-                while True:
-                    await self._concluder.conclude(upload)
-                    if upload.settled:
-                        break
+            for each in left:
+                while not await client.concluded(each):
                     if time.monotonic() > deadline:
                         raise Violation(
-                            f"key {upload.write.key}, upload {upload.write.identity}: neither completed nor ended, "
+                            f"key {each.write.key}, upload {each.write.identity}: neither completed nor ended, "
                             f"{self._conclude_seconds_max} seconds after the last fault"
                         )
                     await asyncio.sleep(_PAUSE_SECONDS)
-                self.counts["concluded_uploads"] += 1
+                self.counts["concluded_uploads" if isinstance(each, Upload) else "concluded_sessions"] += 1
 
         await _all(*[conclude() for _ in range(_CONCLUDED_AT_ONCE)])
 
@@ -218,8 +277,10 @@ class Campaign:
 
     def _circumstances(self) -> str:
         events = "\n".join(self._server.events[-_TOLD_LINES:])
-        lines = self._server.log_lines('"level":"warning"', '"level":"error"')[-_TOLD_LINES:]
-        log = "\n".join(line[:_TOLD_CHARACTERS] for line in lines)
+        lines = [line[:_TOLD_CHARACTERS] for line in self._server.log_lines('"level":"warning"')[-_TOLD_LINES:]]
+        errors = self._server.log_lines('"level":"error"')[-_TOLD_LINES:]
+        lines += [_FRAMES.sub("", line)[:_TOLD_CHARACTERS] for line in errors]
+        log = "\n".join(lines)
         return (
             f"seed {self._plan.seed}, small disk: {self._plan.small_disk}, round {self.counts['rounds']}; "
             f"what was done to the server:\n{events}\nwarnings and errors of its log:\n{log}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -14,7 +14,9 @@ from tests.kill.payloads import payload_of
 from tests.kill.plan import HOT_KEYS, INLINE_MAX_BYTES, PATIENCE_SECONDS, QUIET_KEYS_PER_ROUND, WEIGHTS, Action
 from tests.kill.public_wire import PublicWire
 from tests.kill.raw_wire import RawWire
-from tests.kill.server import LivingServer
+from tests.kill.server import LivingServers
+from tests.kill.session_load import SessionLoad, SharedSessions
+from tests.kill.sessions import Session
 from tests.kill.uploads import PartTry, Upload, UploadLedger, names_of
 from tierstore.limits import KIB, MIB
 
@@ -24,6 +26,7 @@ _PART_TRIES_MAX = 3
 _COMPLETES_MAX = 5
 _UPLOADS_OPEN_MAX = 6
 _UPLOADS_REPEATED = 12
+_LAST_PART = 9
 _NOBODY_LISTENS_SECONDS = 0.02
 
 
@@ -33,7 +36,10 @@ class Shared:
 
     ledger: Ledger
     uploads: UploadLedger
-    server: LivingServer
+    sessions: SharedSessions
+    server: LivingServers
+    part_bytes_min: int = 0
+    weights: Mapping[Action, int] = field(default_factory=lambda: WEIGHTS)
     open_uploads: list[Upload] = field(default_factory=list)
     """Left by one client for another to go on with."""
     round_number: int = 0
@@ -53,16 +59,16 @@ class LoadClient:
         self._shared = shared
         self._patience_seconds = patience_seconds
         self._kind = PublicWire if number % 3 == 2 else RawWire
-        self._wire: Wire | None = None
-        self._url = ""
+        self._wires: dict[str, Wire] = {}
         self._connecting = asyncio.Lock()
         self.name = f"client {number}, {self._kind.name}"
+        self.sessions = SessionLoad(shared.sessions, self.name, self._ask, lambda: shared.is_over)
 
     async def close(self) -> None:
         """Close its connections."""
-        if self._wire is not None:
-            await self._wire.__aexit__()
-            self._wire = None
+        wires, self._wires = self._wires, {}
+        for wire in wires.values():
+            await wire.__aexit__()
 
     async def load(self, random: Random) -> None:
         """Make requests until the round is over."""
@@ -75,8 +81,11 @@ class LoadClient:
             Action.UPLOAD: self._upload,
             Action.RESUME: self._resume,
             Action.COMPLETE_AGAIN: self._complete_again,
+            Action.SESSION: self._session,
+            Action.GO_ON: self._go_on,
+            Action.ASK_AGAIN: self.sessions.ask_again,
         }
-        choices, weights = list(WEIGHTS), list(WEIGHTS.values())
+        choices, weights = list(self._shared.weights), list(self._shared.weights.values())
         while not self._shared.is_over:
             await actions[random.choices(choices, weights)[0]](random)
 
@@ -92,7 +101,15 @@ class LoadClient:
         if not upload.decided:
             await self._abort(upload)
 
-    async def conclude(self, upload: Upload) -> None:
+    async def concluded(self, upload: Upload | Session) -> bool:
+        """Try to bring an upload of either kind to its end; return whether it is known now what became of it."""
+        if isinstance(upload, Session):
+            await self.sessions.conclude(upload)
+            return upload.decided
+        await self._conclude(upload)
+        return upload.settled
+
+    async def _conclude(self, upload: Upload) -> None:
         """Complete an upload, with the parts that were named last or with those it has; abort it if that cannot be.
 
         A completion that says nothing is left at that: nobody has ended the upload, so trying again has to help.
@@ -120,11 +137,10 @@ class LoadClient:
 
     async def _wire_to(self, url: str) -> Wire:
         async with self._connecting:
-            if url != self._url or self._wire is None:
-                await self.close()
-                self._wire, self._url = self._kind(url, self._patience_seconds), url
-                await self._wire.__aenter__()
-            return self._wire
+            if url not in self._wires:
+                wire = self._kind(url, self._patience_seconds)
+                self._wires[url] = await wire.__aenter__()
+            return self._wires[url]
 
     def _key(self, random: Random) -> str:
         if random.random() < 0.12:
@@ -165,7 +181,7 @@ class LoadClient:
         upload = self._shared.uploads.initiated(write, await self._ask(lambda wire: wire.initiate(write)))
         if upload is None:
             return
-        numbers = random.sample(range(1, 10), random.randint(1, 4))
+        numbers = random.sample(range(1, _LAST_PART + 1), random.randint(1, 4))
         await asyncio.gather(*[self._part(upload, number, random) for number in numbers[:2]])
         for number in numbers[2:] + [number for number in numbers if random.random() < 0.2]:
             await self._part(upload, number, random)
@@ -186,10 +202,19 @@ class LoadClient:
             return
         names = {number: etag for number, (etag, _) in sorted(answer.parts.items())}
         if not names or random.random() < 0.4:
-            part = await self._part(upload, 9, random)
+            part = await self._part(upload, _LAST_PART, random)
             if part is not None and part.etag is not None:
-                names[9] = part.etag
+                names[_LAST_PART] = part.etag
         await self._end_upload(upload, names, random)
+
+    async def _session(self, random: Random) -> None:
+        if self.sessions.are_enough:
+            await self.sessions.go_on(random)
+            return
+        await self.sessions.upload(self._shared.ledger.new_write(self._key(random), _ttl(random)), random)
+
+    async def _go_on(self, random: Random) -> None:
+        await self.sessions.go_on(random)
 
     async def _complete_again(self, random: Random) -> None:
         """Complete an upload that somebody has tried to complete before, whatever came of it."""
@@ -202,6 +227,8 @@ class LoadClient:
     async def _part(self, upload: Upload, number: int, random: Random) -> PartTry | None:
         """Store a part, in a few tries; return the one that was acknowledged."""
         size = random.choice([1, 700, random.randrange(1, 80 * KIB), random.randrange(1, 400 * KIB)])
+        if number != _LAST_PART:
+            size += self._shared.part_bytes_min
         for _ in range(_PART_TRIES_MAX):
             part = self._shared.uploads.new_part(upload, number, size, time.monotonic())
             payload = payload_of(part.piece.name, part.piece.size)

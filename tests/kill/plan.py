@@ -1,6 +1,6 @@
 """What a seed decides: the settings of each server, the faults of each round, the requests of each client."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -25,6 +25,19 @@ class Fault(Enum):
     RESTART = "restarts"
     PAUSE = "pauses"
     FULL_DISK = "full_disks"
+    KILL_SERVER = "server_kills"
+    """One of several."""
+    KILL_ENGINE = "engine_kills"
+    PAUSE_ENGINE = "engine_pauses"
+    CUT_LINE = "line_cuts"
+    BLOCK_LINE = "line_blocks"
+    HOLD_LINE = "line_holds"
+
+
+ENGINE_FAULTS = frozenset(
+    {Fault.KILL_SERVER, Fault.KILL_ENGINE, Fault.PAUSE_ENGINE, Fault.CUT_LINE, Fault.BLOCK_LINE, Fault.HOLD_LINE}
+)
+"""Those of several servers on engines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +47,9 @@ class PlannedFault:
     at: float
     fault: Fault
     choice: int = 0
-    """Which worker, modulo how many there are; or how many bytes are left on the disk."""
+    """Which worker, server, engine or line, modulo how many there are; or how many bytes are left on the disk."""
     seconds: float = 0.0
-    """How long a pause or a full disk lasts."""
+    """How long a pause or a full disk lasts, or a server or an engine stays away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,9 @@ class Action(Enum):
     UPLOAD = "upload"
     RESUME = "go on with an upload"
     COMPLETE_AGAIN = "complete again"
+    SESSION = "resumable upload"
+    GO_ON = "go on with a resumable upload"
+    ASK_AGAIN = "ask again what became of a resumable upload"
 
 
 WEIGHTS: Mapping[Action, int] = {
@@ -69,8 +85,10 @@ WEIGHTS: Mapping[Action, int] = {
     Action.UPLOAD: 14,
     Action.RESUME: 8,
     Action.COMPLETE_AGAIN: 7,
+    Action.SESSION: 8,
+    Action.GO_ON: 5,
+    Action.ASK_AGAIN: 4,
 }
-"""How often clients draw what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +100,25 @@ class Plan:
     """Whether its disk is small enough to be filled."""
     round_seconds: float
 
+    def servers(self) -> int:
+        """How many servers there are, side by side."""
+        return 1
+
     def workers(self) -> int:
-        """How many processes serve, for the whole campaign."""
+        """How many processes of each serve, for the whole campaign."""
         return self._random("workers").choice([2, 2, 3])
+
+    def part_bytes_min(self) -> int:
+        """How many bytes each part of an upload has, but the last; 0 for any."""
+        return 0
+
+    def weights(self) -> Mapping[Action, int]:
+        """How often clients draw what."""
+        return WEIGHTS
+
+    def seconds_after_faults(self) -> float:
+        """How long the load of a round goes on behind its last fault, at least."""
+        return 0.0
 
     def retention_seconds(self) -> float:
         """How long an upload that nobody completes is left alone."""
@@ -106,13 +140,18 @@ class Plan:
     def rounds(self) -> Iterator[Round]:
         """Rounds without end. Each kind comes before one of them comes a second time."""
         random = self._random("rounds")
-        kinds = [self._kills, self._kills, self._pauses, self._long_pauses, self._group, self._restart, self._mixture]
-        if self.small_disk:
-            kinds += [self._full_disk, self._full_disk, self._killed_on_a_full_disk]
+        kinds = self._kinds()
         while True:
             for kind in random.sample(kinds, len(kinds)):
                 faults = sorted(kind(random), key=lambda planned: planned.at)
                 yield Round(self.round_seconds, faults)
+
+    def _kinds(self) -> Sequence[Callable[[Random], list[PlannedFault]]]:
+        """What gives the faults of a round, for each kind of round."""
+        kinds = [self._kills, self._kills, self._pauses, self._long_pauses, self._group, self._restart, self._mixture]
+        if self.small_disk:
+            kinds += [self._full_disk, self._full_disk, self._killed_on_a_full_disk]
+        return kinds
 
     def client(self, round_number: int, client: int) -> Random:
         """Where the requests of one client in one round are drawn from."""

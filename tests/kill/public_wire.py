@@ -4,6 +4,7 @@ Its own repetitions are turned off: a request that it sends twice would have two
 """
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Self
 import urllib3
 import zstandard
 from objectstore_client import Client, TimeToLive, Usecase
+from objectstore_client._resumable import UploadComplete, UploadIncomplete, UploadOffsetMismatch
 from objectstore_client.client import Session
 from objectstore_client.errors import RequestError
 from objectstore_client.multipart import CompletePart, MultipartCompleteError
@@ -19,6 +21,7 @@ from objectstore_client.multipart import CompletePart, MultipartCompleteError
 from tests.kill.answers import Answer, Found, Verdict
 from tests.kill.history import Write
 from tests.kill.raw_wire import USECASE, verdict_of
+from tests.kill.sessions import MISMATCH
 
 _CONNECT_SECONDS = 1.0
 
@@ -164,8 +167,61 @@ class PublicWire:
 
         return await self._asked(ask)
 
+    async def begin(self, write: Write, size: int) -> Answer:
+        """Begin a resumable upload of ``size`` bytes."""
+        expiration = None if write.ttl_seconds is None else TimeToLive(timedelta(seconds=write.ttl_seconds))
+
+        def ask(answer: Callable[..., Answer]) -> Answer:
+            upload = self._session._create_upload(
+                size, key=write.key, metadata={"write": write.identity}, expiration_policy=expiration
+            )
+            if upload is None:
+                return answer("501", Verdict.WRONG)
+            return answer("200", token=upload.token, granularity=upload.granularity)
+
+        return await self._asked(ask)
+
+    async def append(
+        self, key: str, token: str, offset: int, piece: bytes, *, slowly: bool, seconds: float | None
+    ) -> Answer:
+        """Send a piece of a resumable upload; ``slowly``: from a stream. It has one patience, and no ``seconds``."""
+
+        def ask(answer: Callable[..., Answer]) -> Answer:
+            contents = (io.BytesIO(piece), len(piece)) if slowly else piece
+            return _told(answer, lambda: self._session._resume_upload(key, token).put(offset, contents))
+
+        return await self._asked(ask)
+
+    async def progress(self, key: str, token: str) -> Answer:
+        """Ask how far a resumable upload has come."""
+
+        def ask(answer: Callable[..., Answer]) -> Answer:
+            return _told(answer, self._session._resume_upload(key, token).progress)
+
+        return await self._asked(ask)
+
+    async def cancel(self, key: str, token: str) -> Answer:
+        """Cancel a resumable upload."""
+
+        def ask(answer: Callable[..., Answer]) -> Answer:
+            self._session._resume_upload(key, token).cancel()
+            return answer("204")
+
+        return await self._asked(ask)
+
     async def _asked(self, ask: Callable[[Callable[..., Answer]], Answer]) -> Answer:
         return await asyncio.to_thread(_timed, ask)
+
+
+def _told(answer: Callable[..., Answer], request: Callable[[], UploadComplete | UploadIncomplete]) -> Answer:
+    """What a request about a resumable upload is answered with."""
+    try:
+        progress = request()
+    except UploadOffsetMismatch as mismatch:
+        return answer(f"409 at {mismatch.offset}", code=MISMATCH, offset=mismatch.offset)
+    if isinstance(progress, UploadComplete):
+        return answer("201 complete")
+    return answer(f"204 at {progress.offset}", offset=progress.offset)
 
 
 def _timed(ask: Callable[[Callable[..., Answer]], Answer]) -> Answer:

@@ -14,6 +14,7 @@ import zstandard
 from tests.end_to_end.helpers import send_once
 from tests.kill.answers import Answer, Found, Verdict
 from tests.kill.history import Write
+from tests.kill.sessions import MISMATCH
 
 USECASE, SCOPES = "killed", "org=1"
 _OBJECTS, _UPLOADS = f"/v1/objects/{USECASE}/{SCOPES}", f"/v1/objects:multipart/{USECASE}/{SCOPES}"
@@ -25,6 +26,8 @@ _CHUNK_BYTES = 48 * 1024
 _CHUNK_PAUSE_SECONDS = 0.01
 
 _VERDICTS = {404: Verdict.ABSENT, 429: Verdict.REFUSED, 503: Verdict.UNKNOWN, 507: Verdict.REFUSED}
+_ADVISED = {429, 503, 507}
+"""Statuses that come with advice when to try again."""
 
 
 def verdict_of(status: int) -> Verdict:
@@ -123,6 +126,38 @@ class RawWire:
         """Abort an upload."""
         return await self._request(self._writers, "DELETE", f"{_UPLOADS}/{key}", params={"upload_id": upload_id})
 
+    async def begin(self, write: Write, size: int) -> Answer:
+        """Begin a resumable upload of ``size`` bytes."""
+        headers = _headers(write) | {"upload-length": str(size)}
+        parameters = {"upload_type": "resumable"}
+        return await self._request(self._writers, "PUT", f"{_OBJECTS}/{write.key}", headers=headers, params=parameters)
+
+    async def append(
+        self, key: str, token: str, offset: int, piece: bytes, *, slowly: bool, seconds: float | None
+    ) -> Answer:
+        """Send a piece of a resumable upload; ``slowly``: with pauses; leave after ``seconds``."""
+        headers = {"upload-offset": str(offset), "content-length": str(len(piece))}
+        body = _in_pieces(piece) if slowly else io.BytesIO(piece)
+        return await self._request(
+            self._writers,
+            "PUT",
+            f"{_OBJECTS}/{key}",
+            data=body,
+            headers=headers,
+            params={"session": token},
+            seconds=seconds,
+        )
+
+    async def progress(self, key: str, token: str) -> Answer:
+        """Ask how far a resumable upload has come."""
+        return await self._request(
+            self._writers, "PUT", f"{_OBJECTS}/{key}", headers={"upload-offset": "*"}, params={"session": token}
+        )
+
+    async def cancel(self, key: str, token: str) -> Answer:
+        """Cancel a resumable upload."""
+        return await self._request(self._writers, "DELETE", f"{_OBJECTS}/{key}", params={"session": token})
+
     async def _request(
         self,
         session: aiohttp.ClientSession,
@@ -141,6 +176,8 @@ class RawWire:
                 method, path, data=data, headers=headers, params=params, timeout=timeout
             ) as response:
                 body = await response.read()
+                if "session" in (params or {}):
+                    return _session_answer(start, response, body)
                 return _answer(start, method, path, response, body)
         except aiohttp.ClientConnectorError as error:
             return Answer(start, time.monotonic(), Verdict.UNSENT, type(error).__name__)
@@ -150,22 +187,47 @@ class RawWire:
             return Answer(start, time.monotonic(), Verdict.WRONG, f"a payload that cannot be decompressed: {error}")
 
 
+def _judged(response: aiohttp.ClientResponse, body: bytes) -> tuple[Verdict, str]:
+    """What a status says, which has to come with advice if trying again may help; and in words."""
+    status = response.status
+    verdict = verdict_of(status)
+    if status in _ADVISED and not response.headers.get("retry-after", "").isdigit():
+        return Verdict.WRONG, f"{status} without advice when to try again: {body[:300]!r}"
+    return verdict, str(status) if verdict is not Verdict.WRONG else f"{status} {body[:300]!r}"
+
+
+def _session_answer(start: float, response: aiohttp.ClientResponse, body: bytes) -> Answer:
+    """What an answer says of a resumable upload."""
+    end, status = time.monotonic(), response.status
+    offset = response.headers.get("upload-offset", "")
+    if response.method == "DELETE" or status not in {201, 204, 409}:
+        verdict, text = _judged(response, body)
+        return Answer(start, end, verdict, text)
+    if status == 201:
+        return Answer(start, end, Verdict.DONE, "201 complete")
+    if not offset.isdigit():
+        return Answer(start, end, Verdict.WRONG, f"{status} without an offset: {body[:300]!r}")
+    code = MISMATCH if status == 409 else ""
+    return Answer(start, end, Verdict.DONE, f"{status} at {offset}", code=code, offset=int(offset))
+
+
 def _answer(start: float, method: str, path: str, response: aiohttp.ClientResponse, body: bytes) -> Answer:
     end, status = time.monotonic(), response.status
-    verdict = verdict_of(status)
-    text = str(status) if verdict is not Verdict.WRONG else f"{status} {body[:300]!r}"
+    verdict, text = _judged(response, body)
     if verdict is not Verdict.DONE:
         if method == "GET" and status == 416:
             return Answer(start, end, Verdict.UNKNOWN, text)
         return Answer(start, end, verdict, text)
     if path.startswith(_COMPLETE):
         return completion_of(start, body)
-    if path.startswith(_OBJECTS):
+    if path.startswith(_OBJECTS) and "upload_type" not in response.url.query:
         found = _found(method, response, body) if method in {"GET", "HEAD"} else None
         return Answer(start, end, verdict, f"{status}, a {method.lower()}" if found else text, found)
     document = json.loads(body) if body else {}
-    token = document.get("upload_id") or document.get("etag") or ""
-    return Answer(start, end, verdict, text, token=token, parts=listed_parts(document.get("parts", ())))
+    token = document.get("upload_id") or document.get("session") or document.get("etag") or ""
+    granularity = document.get("granularity", 0)
+    parts = listed_parts(document.get("parts", ()))
+    return Answer(start, end, verdict, text, token=token, parts=parts, granularity=granularity)
 
 
 def listed_parts(parts: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, int]]:

@@ -7,14 +7,14 @@ from uuid import UUID
 
 import pytest
 
+from tests.engines.deployment import EMBEDDED, Deployment
 from tests.kill.history import Violation, Write
 from tests.kill.remains import check_remains
 from tierstore.backends.high_volume.contract import Inline, Tombstone
 from tierstore.build import Stores, open_stores
 from tierstore.clock import SystemClock
-from tierstore.config_loading import Setting, load_config
+from tierstore.config import Config, limits_from
 from tierstore.idsource import SystemIds
-from tierstore.limits import Limits
 from tierstore.types.ids import ObjectId, Revision
 from tierstore.types.metadata import Metadata
 from tierstore.types.metadata_storage import encode_metadata
@@ -60,10 +60,21 @@ async def _point(stores: Stores, key: str, identity: str, uuid: UUID) -> None:
     )
 
 
-async def _make(data: Path, more: Callable[[Made], Awaitable[None]]) -> dict[str, Write]:
+@pytest.fixture
+def deployment() -> Deployment:
+    """Where the stores are."""
+    return EMBEDDED
+
+
+async def _make(deployment: Deployment, data: Path, more: Callable[[Made], Awaitable[None]]) -> dict[str, Write]:
     """Stores with a small and a large object, and what ``more`` adds; return what is expected of them."""
-    config = load_config(None, {}, {"data.path": Setting(str(data), "test")}).config
-    async with open_stores(config, Limits(), CLOCK, IDS) as stores:
+    config = deployment.config(data)
+    with deployment.environment_here():
+        return await _made(config, data, more)
+
+
+async def _made(config: Config, data: Path, more: Callable[[Made], Awaitable[None]]) -> dict[str, Write]:
+    async with open_stores(config, limits_from(config), CLOCK, IDS) as stores:
         await _put_small(stores, "small", "w0")
         await _put_large(stores, "large", "w1")
         await more(Made(stores, data))
@@ -111,23 +122,39 @@ async def _another(made: Made) -> None:
     await _put_small(made.stores, "small", "w2")
 
 
+async def _upload(made: Made) -> None:
+    """An upload that nobody knows of: its parts take room."""
+    await made.stores.long_term.initiate(Revision(_object_id("uploaded"), IDS.upload_uuid()))
+
+
 async def _stray(made: Made) -> None:
     """A file that belongs to nothing."""
     (made.data / "long-term" / "blobs" / "stray").write_bytes(b"")
 
 
 @pytest.mark.parametrize("more", [_nothing, _what_a_sweeper_settles], ids=lambda more: str(more.__name__))
-async def test_what_is_settled_passes(tmp_path: Path, more: Callable[[Made], Awaitable[None]]) -> None:
+async def test_what_is_settled_passes(
+    deployment: Deployment, tmp_path: Path, more: Callable[[Made], Awaitable[None]]
+) -> None:
     """The expected objects and nothing else pass, also when there was something to sweep first."""
-    expected = await _make(tmp_path, more)
-    await check_remains(tmp_path, expected)
+    expected = await _make(deployment, tmp_path, more)
+    await check_remains(tmp_path, expected, deployment)
 
 
 @pytest.mark.parametrize(
-    "more", [_orphan, _dangling, _lost, _undead, _another, _stray], ids=lambda more: str(more.__name__)
+    "more", [_orphan, _dangling, _lost, _undead, _another, _upload], ids=lambda more: str(more.__name__)
 )
-async def test_what_is_not_settled_is_found(tmp_path: Path, more: Callable[[Made], Awaitable[None]]) -> None:
-    """An orphan, a dangling tombstone, an object too many, too few or another, a stray file: each is a violation."""
-    expected = await _make(tmp_path, more)
+async def test_what_is_not_settled_is_found(
+    deployment: Deployment, tmp_path: Path, more: Callable[[Made], Awaitable[None]]
+) -> None:
+    """An orphan, a dangling tombstone, an object too many, too few or another, parts of nothing: each is found."""
+    expected = await _make(deployment, tmp_path, more)
+    with pytest.raises(Violation):
+        await check_remains(tmp_path, expected, deployment)
+
+
+async def test_a_stray_file_is_found(tmp_path: Path) -> None:
+    """So is a file below the directory that belongs to nothing."""
+    expected = await _make(EMBEDDED, tmp_path, _stray)
     with pytest.raises(Violation):
         await check_remains(tmp_path, expected)

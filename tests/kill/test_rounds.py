@@ -10,7 +10,7 @@ import pytest
 
 from tests.kill.campaign import FLOORS, Campaign, check_enough_was_done
 from tests.kill.history import Violation
-from tests.kill.plan import Fault, Plan
+from tests.kill.plan import ENGINE_FAULTS, Fault, Plan
 from tests.kill.raw_wire import SCOPES, USECASE
 from tests.kill.soak import DISK_SIZE, run
 from tierstore.testing.mounts import small_disk
@@ -35,7 +35,7 @@ def test_ten_rounds_of_kills_pauses_and_restarts(tmp_path: Path) -> None:
     """What was acknowledged is there, what was refused is not, nothing is mixed, torn, stale or left over."""
     counts = _run(tmp_path, seed=180, is_small=False)
     assert counts["acknowledged"] > ACKNOWLEDGED_MIN
-    for fault in set(Fault) - {Fault.FULL_DISK}:
+    for fault in set(Fault) - ENGINE_FAULTS - {Fault.FULL_DISK}:
         assert counts[fault.value], f"no {fault.value}: it tests less than it says"
 
 
@@ -53,7 +53,7 @@ def test_ten_rounds_on_a_disk_that_is_full_now_and_then(tmp_path: Path) -> None:
             raise
         counts = _run(disk.path, seed=384, is_small=True)
     assert counts["acknowledged"] > ACKNOWLEDGED_MIN
-    for fault in Fault:
+    for fault in set(Fault) - ENGINE_FAULTS:
         assert counts[fault.value], f"no {fault.value}: it tests less than it says"
 
 
@@ -91,7 +91,8 @@ def test_a_server_that_never_completes_an_upload_is_caught(tmp_path: Path) -> No
     campaign = Campaign(tmp_path, plan, never, conclude_seconds_max=2.0)
 
     def goes_on(done: int) -> bool:
-        return done < ROUNDS and not any(upload.current() for upload in campaign._shared.open_uploads)
+        left = any(upload.current() for upload in campaign._shared.open_uploads)
+        return done < ROUNDS and not (left and campaign.counts["put_done"])
 
     with pytest.raises(Violation, match="neither completed nor ended"):
         asyncio.run(campaign.run(goes_on))
@@ -118,7 +119,7 @@ def _quiet_key(campaign: Campaign) -> str | None:
 
 
 def _delete(campaign: Campaign, key: str) -> None:
-    port = int(campaign._server.url.rpartition(":")[2])
+    port = int(campaign._server.urls[0].rpartition(":")[2])
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=10)) as connection:
         connection.request("DELETE", f"/v1/objects/{USECASE}/{SCOPES}/{key}")
         assert connection.getresponse().status == 204

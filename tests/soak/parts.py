@@ -10,6 +10,7 @@ from itertools import count
 from random import Random
 
 import tests.end_to_end.broken_uploads
+import tests.engines.load
 import tests.fuzz.soak
 import tests.kill.soak
 import tests.power_loss.soak
@@ -51,4 +52,5 @@ PARTS: Mapping[str, Part] = {
     "power-loss": tests.power_loss.soak.run,
     "fuzz": tests.fuzz.soak.run,
     "resumable": tests.end_to_end.broken_uploads.run,
+    "engines": tests.engines.load.run,
 }

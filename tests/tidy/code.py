@@ -21,15 +21,20 @@ IDS: Mapping[str, Places] = {
     r"uuid\.(uuid[14678]|getnode)": ("idsource.py", "testing/"),
     r"os\.(urandom|getrandom)": ("idsource.py",),
 }
+THREADS: Places = (
+    "embedded/",
+    "backends/long_term/file_threads.py",
+    "backends/long_term/gcs_tokens.py",
+    "backends/long_term/s3_credentials.py",
+    "testing/",
+)
+"""Beside what blocks: databases, files, and libraries that fetch credentials."""
+
 TASKS: Mapping[str, Places] = {
     r"asyncio\.(create_task|ensure_future|TaskGroup|gather|run_coroutine_threadsafe|Task)": ("tasks.py", "testing/"),
     r"asyncio\.to_thread": ("testing/",),
     r"threading\.(Thread|Timer)": ("embedded/", "testing/"),
-    r"concurrent\.futures\.(thread\.)?ThreadPoolExecutor": (
-        "embedded/",
-        "backends/long_term/file_threads.py",
-        "testing/",
-    ),
+    r"concurrent\.futures\.(thread\.)?ThreadPoolExecutor": THREADS,
     r"concurrent\.futures\.(process\.)?ProcessPoolExecutor": (),
     r"multiprocessing(\..*)?": ("process/supervisor.py",),
     r"(subprocess|asyncio\.subprocess)(\..*)?": ("testing/",),
@@ -41,7 +46,7 @@ TASKS: Mapping[str, Places] = {
 METHODS: Mapping[str, Places] = {
     "create_task": ("tasks.py", "testing/"),
     "ensure_future": ("testing/",),
-    "run_in_executor": ("embedded/", "backends/long_term/file_threads.py", "testing/"),
+    "run_in_executor": THREADS,
 }
 """The same for methods, whatever object they are taken from."""
 

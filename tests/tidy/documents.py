@@ -138,7 +138,12 @@ def locks_fit(project: TextFile, runtime: TextFile, development: TextFile) -> li
         for name, version in pins[runtime.path].items()
         if pins[development.path].get(name) != version
     ]
-    needed = ((runtime, declared["project"]["dependencies"]), (development, declared["dependency-groups"]["dev"]))
+    extras = declared["project"].get("optional-dependencies", {}).values()
+    needed = (
+        (runtime, declared["project"]["dependencies"]),
+        (development, declared["dependency-groups"]["dev"]),
+        *((development, texts) for texts in extras),
+    )
     for file, texts in needed:
         for requirement in map(Requirement, texts):
             version = pins[file.path].get(canonicalize_name(requirement.name))

@@ -72,11 +72,11 @@ def test_layers_allows(path: str, line: str) -> None:
 
 
 def test_stores_are_built_in_one_place_finds() -> None:
-    """A store imported outside its folder is found; in build.py, in its folder, and its contract, it is not."""
+    """A store imported outside its folder is found; in opening.py, in its folder, and its contract, it is not."""
     rule, line = imports.stores_are_built_in_one_place, "from tierstore.backends.high_volume.sqlite import Store"
     assert found(rule, TIERING, line) == [1]
     assert found(rule, "src/tierstore/process/server.py", line) == [1]
-    assert found(rule, "src/tierstore/build.py", line) == []
+    assert found(rule, "src/tierstore/opening.py", line) == []
     assert found(rule, "src/tierstore/backends/planted.py", line) == []
     assert found(rule, TIERING, "from tierstore.backends.high_volume.contract import Row") == []
 

@@ -5,7 +5,9 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -15,7 +17,18 @@ from tierstore.admission.conditions import Condition
 from tierstore.admission.rate_limits import Bandwidth, Rate
 from tierstore.admission.rules import Rules
 from tierstore.admission.usecases import UsecasePolicy
-from tierstore.config import Config, Http, Sweeper, Tiering, Uploads, limits_from, rules_from
+from tierstore.config import (
+    BigtableChangeLog,
+    Config,
+    Http,
+    PostgresChangeLog,
+    SqliteChangeLog,
+    Sweeper,
+    Tiering,
+    Uploads,
+    limits_from,
+    rules_from,
+)
 from tierstore.config_loading import Setting, config_schema, load_config
 from tierstore.errors import ConfigError, InvalidRequest
 from tierstore.limits import KIB, MIB, TIB, Limits
@@ -90,7 +103,7 @@ def test_the_environment_is_read_as_yaml_but_text_as_it_is() -> None:
     assert (config.sweeper.period, config.sweeper.grace) == (1.5, 26 * 3600)
     assert config.tiering.inline_max == 64 * KIB
     assert config.data.path == "2024"
-    assert config.high_volume.path == "yes"
+    assert config.high_volume_path == Path("yes")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,7 @@ def test_the_environment_is_read_as_yaml_but_text_as_it_is() -> None:
         ),
         (
             "high_volume: {type: oracle}",
-            "high_volume.type (file DIR/tierstore.yaml): oracle is not one of sqlite",
+            "high_volume.type (file DIR/tierstore.yaml): oracle is not one of sqlite, postgres, bigtable",
         ),
         (
             "tiering: {object_max: 2 KiB}",
@@ -327,6 +340,70 @@ def test_limits_follow_the_config() -> None:
     )
 
 
+def test_stores_of_any_kind_go_together(tmp_path: Path) -> None:
+    """Three lines say which stores there are; a change log on the engine of the rows takes over where that is."""
+    for high_volume in ("{type: postgres, url: postgresql://db.example/objects}", "{type: sqlite}"):
+        for long_term in ("{type: s3, bucket: blobs}", "{type: gcs, bucket: blobs}", "{type: filesystem}"):
+            text = f"high_volume: {high_volume}\nlong_term: {long_term}\n"
+            assert _load(text, tmp_path).change_log_settings == SqliteChangeLog()
+    config = _load("high_volume: {type: postgres, url: postgresql://db/x}\nchange_log: {type: postgres}\n", tmp_path)
+    assert config.change_log_settings == PostgresChangeLog(url="postgresql://db/x")
+    assert config.store_path("high_volume") is None
+    config = _load(
+        "high_volume: {type: bigtable, project: p, instance: i}\nchange_log: {type: bigtable, instance: j}\n", tmp_path
+    )
+    assert config.change_log_settings == BigtableChangeLog(project="p", instance="j")
+
+
+def test_settings_of_stores_belong_to_their_kind(tmp_path: Path) -> None:
+    """A setting of another kind of store is refused, and one that the kind needs is asked for."""
+    problem = _problem("high_volume: {type: postgres, path: /x}\nlong_term: {bucket: b, threads: 4}\n", tmp_path)
+    assert problem == (
+        "3 settings are wrong:\n"
+        "  high_volume.path (file DIR/tierstore.yaml): is for high_volume.type sqlite, and that is postgres\n"
+        "  high_volume.url: is missing; high_volume.type postgres needs it\n"
+        "  long_term.bucket (file DIR/tierstore.yaml): is for long_term.type s3 or gcs, and that is filesystem"
+    )
+    assert "change_log.url: is missing" in _problem("change_log: {type: postgres}\n", tmp_path)
+    bigtable = _problem("change_log: {type: bigtable, instance: i}\n", tmp_path)
+    assert bigtable == "change_log.project: is missing; it is that of high_volume only if both are of one type"
+    assert "long_term.prefix" in _problem("long_term: {type: s3, bucket: b, prefix: /a}\n", tmp_path)
+
+
+def test_passwords_of_stores_are_not_shown(tmp_path: Path) -> None:
+    """Settings are shown without the passwords in them, also in addresses that are badly written, and so are problems
+    with them.
+    """
+    for url in (
+        "postgresql://u:hidden@h/d",
+        "postgresql://u@h/d?password=hidden&sslmode=require",
+        "postgresql://u@h/d?sslpassword=hidden",
+        "postgresql://u:a/hidden@h/d",
+        "postgresql://u:a@hidden@h/d",
+        "postgresql://u:a hidden@h/d",
+        "postgresql://u@d:hidden@h/d",
+    ):
+        loaded = load_config(None, {"TIERSTORE__HIGH_VOLUME__TYPE": "postgres", "TIERSTORE__HIGH_VOLUME__URL": url}, {})
+        assert "hidden" not in loaded.render()
+        assert "***" in loaded.render()
+        assert "hidden" not in _problem(f'high_volume: {{type: postgres, url: "{url}\\n"}}', tmp_path)
+    for url in ("postgres//u:hidden@h/d", "u:hidden@h/d", "mysql://u:hidden@h/d", "host=h password=hidden"):
+        assert _problem(f"high_volume: {{type: postgres, url: '{url}'}}", tmp_path) == (
+            "high_volume.url (file DIR/tierstore.yaml): is not an address such as postgresql://user@host:5432/name"
+        )
+
+
+def test_a_setting_that_several_kinds_have_is_one() -> None:
+    """What kinds of one store share in name is the same setting: one type, one range, one meaning of its text."""
+    for section in msgspec.structs.fields(Config):
+        seen: dict[str, object] = {}
+        for kind in get_args(section.type):
+            for field in msgspec.structs.fields(kind):
+                plain = get_args(field.type)[0]
+                extra = next((part.extra for part in get_args(field.type) if isinstance(part, msgspec.Meta)), None)
+                assert seen.setdefault(field.name, (plain, extra)) == (plain, extra), f"{section.name}.{field.name}"
+
+
 def test_a_config_survives_pickling() -> None:
     """Worker processes get the config they are started with."""
     config = Config(http=Http(port=1))
@@ -341,10 +418,11 @@ def test_the_schema_describes_every_setting() -> None:
     sections = schema["$defs"]["Config"]["properties"]
     assert list(sections) == list(shown)
     for name, reference in sections.items():
-        definition = schema["$defs"][reference["$ref"].rpartition("/")[2]]
-        assert list(definition["properties"]) == list(shown[name])
-        assert definition["additionalProperties"] is False
-        assert definition["required"] == []
+        kinds = [schema["$defs"][kind["$ref"].rpartition("/")[2]] for kind in reference.get("anyOf", [reference])]
+        assert list(kinds[0]["properties"]) == list(shown[name])
+        assert kinds[0]["required"] == []
+        assert all(kind["additionalProperties"] is False for kind in kinds)
+        assert all("type" in kind["required"] for kind in kinds[1:])
     inline_max = schema["$defs"]["Tiering"]["properties"]["inline_max"]
     assert {choice["type"] for choice in inline_max["anyOf"]} == {"integer", "string"}
 

@@ -2,7 +2,8 @@
 
 An operation records every revision that it may leave unreferenced *before* it does anything that could, and forgets
 its entries when all is done. What a crash leaves behind is found by age, and settled by the sweeper, which takes an
-entry over by condemning it.
+entry over by condemning it. All revisions that one owner records are of one object, or break an invariant where a store
+looks: an operation changes one row.
 
 Every method is atomic and linearizable from any process, and durable when it returns. Errors: `Unavailable`, `Busy`,
 `StorageFull` (nothing happened), `OutcomeUnknown` (it may have happened). All are safe to repeat unless a method says
@@ -42,7 +43,7 @@ class ChangeLog(ABC):
         changed, and False is returned: the write has been given up and must fail. Entries of role old are replaced
         even if condemned, and are open again. The epochs of ``new``, and of ``old`` if it was recorded before, grow, so
         that a sweeper that has condemned them, or has only seen them, no longer changes them. ``not_before`` is set on
-        all of the owner's entries.
+        all of the owner's entries. ``new`` and ``old`` differ (else `InvariantBroken`).
         """
 
     @abstractmethod
@@ -70,7 +71,7 @@ class ChangeLog(ABC):
 
         Otherwise the own entry's epoch grows, and its ``not_before`` becomes the given one if that is later; what
         ``owner`` has recorded as old is replaced by ``old`` (or by nothing), as `record_again` does it, with
-        ``not_before``: `Claimed`. Safe to repeat.
+        ``not_before``: `Claimed`. ``old`` is another revision (else `InvariantBroken`). Safe to repeat.
         """
 
     @abstractmethod

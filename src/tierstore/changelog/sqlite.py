@@ -28,10 +28,10 @@ from tierstore.clock import Clock, UnixMicros
 from tierstore.embedded.database import Connection, Database, Schema
 from tierstore.embedded.identity import MIGRATION as IDENTITY_MIGRATION
 from tierstore.embedded.identity import keep_identity, kept_identity
-from tierstore.embedded.listing import readable
 from tierstore.errors import CorruptObject, GivenUp, InvalidRequest
 from tierstore.invariants import invariant
 from tierstore.limits import Limits
+from tierstore.listing import readable
 from tierstore.types.ids import AS_STORED, Revision
 
 _SCHEMA = Schema(

@@ -13,6 +13,7 @@ import click
 
 from tierstore import __version__
 from tierstore.cli.credentials import keys, presign, token
+from tierstore.cli.engines import engines
 from tierstore.cli.serving import serve
 from tierstore.cli.settings import config
 from tierstore.cli.stores import changelog, uploads
@@ -40,7 +41,7 @@ def cli() -> None:
     """All commands."""
 
 
-for _command in (serve, config, uploads, changelog, keys, token, presign):
+for _command in (serve, config, engines, uploads, changelog, keys, token, presign):
     cli.add_command(_command)
 
 

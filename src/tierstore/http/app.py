@@ -17,10 +17,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tierstore import telemetry
-from tierstore.errors import ClientDisconnected, HeadersTooLarge, InvariantBroken, TargetTooLong, Unavailable
+from tierstore.errors import (
+    ClientDisconnected,
+    HeadersTooLarge,
+    InvariantBroken,
+    StartupError,
+    TargetTooLong,
+    Unavailable,
+)
 from tierstore.http.exchange import Exchange
 from tierstore.http.internal import InternalRoutes
 from tierstore.http.places import RequestPlaces
@@ -56,6 +63,7 @@ class _Application:
         self._open_served = open_served
         self._settings = settings
         self._served: Served | None = None
+        self._not_started: StartupError | None = None
         self._places = RequestPlaces(settings.max_requests)
         self._watchers = TaskOwner(_WATCHERS_OF_A_REQUEST_MAX * settings.max_requests, _report_watcher)
         self._objects = ObjectRoutes(settings.limits, self._watchers, settings.ids)
@@ -66,23 +74,37 @@ class _Application:
         )
         self._starlette.router.redirect_slashes = False
 
+    def _plainly(self, send: Send) -> Send:
+        """``send``, with one sentence in place of a traceback for what keeps the stores from being opened."""
+
+        async def send_plainly(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self._not_started is not None:
+                message = {**message, "message": str(self._not_started)}
+            await send(message)
+
+        return send_plainly
+
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         telemetry.requests_max.set(self._settings.max_requests)
         telemetry.operations_max.set(self._settings.limits.operations_max)
         telemetry.operations_queue_max.set(self._settings.limits.operations_queue_max)
-        async with self._open_served() as served:
-            self._served = served
-            try:
-                yield
-            finally:
-                self._served = None
-                await self._watchers.drain(0)
+        try:
+            async with self._open_served() as served:
+                self._served = served
+                try:
+                    yield
+                finally:
+                    self._served = None
+                    await self._watchers.drain(0)
+        except StartupError as error:
+            self._not_started = error
+            raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
         if scope["type"] != "http":
-            await self._starlette(scope, receive, send)
+            await self._starlette(scope, receive, self._plainly(send))
             return
         clock, limits = self._settings.clock, self._settings.limits
         exchange = Exchange(scope, receive, send, limits=limits, ids=self._settings.ids, clock=clock)

@@ -23,7 +23,7 @@ import tierstore
 from tierstore.changelog.entries import Backlog
 from tierstore.clock import MICROS_PER_SECOND, UnixMicros
 from tierstore.errors import TierstoreError
-from tierstore.http.responses import status_of
+from tierstore.http.responses import status_of, told
 from tierstore.http.settings import HttpSettings, Served
 
 _log = structlog.get_logger(__name__)
@@ -67,8 +67,9 @@ class InternalRoutes:
         except TimeoutError:
             return _not_ready(f"a store has not answered within {_ANSWER_SECONDS_MAX:g} seconds")
         except TierstoreError as error:
-            _log.warning("not ready", exc_info=error)
-            return _not_ready("a fault of ours; the log says more" if status_of(error) == 500 else str(error))
+            fault = status_of(error) == 500
+            _log.warning("not ready", reason=str(error), exc_info=error if fault else None)
+            return _not_ready("a fault of ours; the log says more" if fault else told(error))
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, _request: Request) -> Response:

@@ -79,12 +79,17 @@ def error_response(error: BaseException, request_id: str) -> tuple[int, Headers,
     status = status_of(error)
     if status == 500:
         return status, *json_response({"detail": fault_detail(request_id)})
-    content: dict[str, object] = {"detail": str(error)}
+    content: dict[str, object] = {"detail": told(error)}
     if causes := _causes(error):
         content["causes"] = causes
     headers, payload = json_response(content)
     headers += _headers_of(error, status)
     return status, headers, payload
+
+
+def told(error: BaseException) -> str:
+    """What a client is told of an error that is not a fault of ours."""
+    return (isinstance(error, errors.TierstoreError) and error.for_clients) or str(error)
 
 
 def fault_detail(request_id: str) -> str:
@@ -103,7 +108,7 @@ def _causes(error: BaseException) -> list[str]:
     causes: list[str] = []
     cause = error.__cause__
     while isinstance(cause, errors.TierstoreError) and not isinstance(cause, errors.Broken):
-        causes.append(str(cause))
+        causes.append(told(cause))
         if len(causes) == _CAUSES_MAX:
             break
         cause = cause.__cause__

@@ -29,7 +29,7 @@ from tierstore.admission.admitted import AdmittedService
 from tierstore.errors import ClientDisconnected, ClientMistake, InvalidDocument, InvalidRequest, Unavailable
 from tierstore.http.exchange import Exchange
 from tierstore.http.parsing import parse_single
-from tierstore.http.responses import fault_detail, json_response
+from tierstore.http.responses import fault_detail, json_response, told
 from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 from tierstore.types.ids import ObjectId
@@ -193,7 +193,7 @@ async def _tell(exchange: Exchange, object_id: ObjectId, error: BaseException | 
         content = {"key": object_id.key}
     else:
         code = exchange.outcome = code_of(error)
-        message = fault_detail(exchange.request_id) if code == INTERNAL_ERROR else str(error)
+        message = fault_detail(exchange.request_id) if code == INTERNAL_ERROR else told(error)
         content = {"error": {"code": code, "message": message}}
         if code == INTERNAL_ERROR:
             _log.error("request failed", exc_info=error)

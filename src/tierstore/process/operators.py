@@ -15,7 +15,7 @@ import asyncio
 import os
 import pwd
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, assert_never
 from urllib.parse import quote, unquote
 
@@ -89,6 +89,8 @@ class Held:
     """Bytes of those parts, or of the blob; None if there is neither, or nobody knows."""
     problem: str | None = None
     """Why nobody knows."""
+    store_id: str = ""
+    """The store's own id of an upload that takes parts."""
 
     @property
     def state(self) -> str:
@@ -128,6 +130,7 @@ async def _held(tools: Tools, revision: Revision) -> Held:
     try:
         for _ in range(tools.limits.parts_max + 1):
             page = await tools.stores.long_term.list_parts(upload, last, tools.limits.parts_listed_max)
+            upload = replace(upload, store_id=page.store_id)
             parts += len(page.parts)
             size += sum(part.size for part in page.parts)
             if not page.truncated:
@@ -137,7 +140,7 @@ async def _held(tools: Tools, revision: Revision) -> Held:
         return await _held_blob(tools, revision)
     except TierstoreError as error:
         return Held(None, None, str(error))
-    return Held(parts, size)
+    return Held(parts, size, store_id=upload.store_id)
 
 
 # Listings
@@ -163,11 +166,11 @@ class UploadReport:
     def fields(self) -> dict[str, Any]:
         """For programs. ``claims`` are not known once a sweeper has the upload. An attempt may claim several times."""
         revision, progress = self.entry.revision, self._progress()
-        object_id = revision.object_id
+        object_id, upload = revision.object_id, UploadId(revision, self.held.store_id)
         return {
             "revision": name_of(self.entry.revision),
-            "upload_id": None if revision.is_session else UploadId(revision, "").encode(),
-            "session": SessionId(UploadId(revision, "")).encode() if revision.is_session else None,
+            "upload_id": None if revision.is_session else upload.encode(),
+            "session": SessionId(upload).encode() if revision.is_session else None,
             "offset": None if progress is None else progress.offset,
             "length": None if progress is None else progress.length,
             "usecase": object_id.usecase,

@@ -27,7 +27,7 @@ import structlog
 
 import tierstore
 from tierstore.clock import SystemClock
-from tierstore.config import Config, Http
+from tierstore.config import EMBEDDED_PATHS, Config, Http, kind_of
 from tierstore.errors import StartupError
 from tierstore.logs import StandardError, configure_logs, logs_for_people
 from tierstore.process.access import with_key_files_read
@@ -92,7 +92,7 @@ def _check_links(config: Config) -> None:
 
     Nothing can be made there, and the system's own words for it, "file exists", say the contrary of what is wrong.
     """
-    for store in (config.high_volume_path, config.change_log_path, config.long_term_path):
+    for store in filter(None, map(config.store_path, EMBEDDED_PATHS)):
         for path in (store, *store.parents):
             with contextlib.suppress(OSError):  # then the store says why it cannot be opened
                 if path.is_symlink() and (reason := _nowhere(path)):
@@ -154,6 +154,9 @@ def _announce(config: Config, host: str, port: int) -> None:
         host=host,
         port=port,
         workers=config.http.workers,
+        high_volume=kind_of(config.high_volume),
+        long_term=kind_of(config.long_term),
+        change_log=kind_of(config.change_log),
         data_path=config.data.path,
         auth="enforced" if config.auth.enforce else "off",
         tls="on" if config.tls.certificate else "off",

@@ -26,10 +26,13 @@ only where a store has the effect in the same step of the event loop in which it
 one exception that is allowed for: `Completing` is recorded before a ``long_term.complete``. A call that is cancelled
 before its effect is not recorded. Reads of streams, identities, checks and backlogs are not recorded.
 
-Does not: slow anything down when it is off (without `recorded` there is no wrapper), copy or keep payloads.
+For making the calls again, elsewhere, ``Recorder(keeping=True)`` keeps each call in full (`Called.kept`), with payloads
+and what was read of streams, and records identities, checks and backlogs, too. Such a trace is for no walk.
+
+Does not: slow anything down when it is off (without `recorded` there is no wrapper), copy or keep payloads otherwise.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -144,6 +147,70 @@ class Completing:
     revision: Revision
 
 
+class Taken:
+    """A source of chunks, and what was taken of it."""
+
+    def __init__(self, source: AsyncIterator[bytes]) -> None:
+        self._source = aiter(source)
+        self.taken = bytearray()
+        self.ended = False
+        """Whether it was read to its end."""
+        self.error: BaseException | None = None
+        """What it failed with."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await anext(self._source)
+        except StopAsyncIteration:
+            self.ended = True
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        self.taken += chunk
+        return chunk
+
+
+class Delivered(BlobStream):
+    """A stream, and what it has delivered."""
+
+    def __init__(self, stream: BlobStream) -> None:
+        self.size = stream.size
+        self._stream = stream
+        self._chunks = aiter(stream)
+        self.delivered = bytearray()
+        self.ended = False
+        """Whether it was read to its end."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self.ended = True
+            raise
+        self.delivered += chunk
+        return chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A call with nothing left out."""
+
+    arguments: Mapping[str, Any]
+    """By the contract's names. In the place of a source stands what was `Taken` of it."""
+    answer: Any
+    """Of a stream, what it has `Delivered`. None where the call failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Called:
     """A call of a store had its effect, and answered ``result`` or failed with ``error``."""
@@ -159,6 +226,8 @@ class Called:
     always."""
     result: Any
     error: TierstoreError | None
+    kept: Kept | None = None
+    """All of it, where that was asked for."""
 
 
 Record = Begun | Ended | Completing | Called
@@ -185,6 +254,8 @@ class Recorder:
     """The trace of a run, in the making."""
 
     records: list[Record] = field(default_factory=list)
+    keeping: bool = False
+    """Whether calls are kept in full."""
     _actors: int = 0
 
     @contextmanager
@@ -221,15 +292,28 @@ class Recorder:
         self.records.append(Begun(actor))
         return actor
 
-    async def called(self, clock: Clock, name: str, arguments: tuple[Any, ...], effect: Awaitable[T]) -> T:
+    async def called(
+        self, clock: Clock, name: str, arguments: tuple[Any, ...], effect: Awaitable[T], /, **all_arguments: Any
+    ) -> T:
         """Await ``effect`` and record what it answered."""
+        kept = None
         try:
             result = await effect
         except TierstoreError as error:
-            self.records.append(Called(_actor.get(), clock.now(), name, arguments, None, error))
+            if self.keeping:
+                kept = Kept(all_arguments, None)
+            self.records.append(Called(_actor.get(), clock.now(), name, arguments, None, error, kept))
             raise
-        self.records.append(Called(_actor.get(), clock.now(), name, arguments, _without_payload(result), None))
+        if self.keeping:
+            kept = Kept(all_arguments, result)
+        self.records.append(Called(_actor.get(), clock.now(), name, arguments, _without_payload(result), None, kept))
         return result
+
+    async def called_in_passing(self, clock: Clock, name: str, effect: Awaitable[T], /, **all_arguments: Any) -> T:
+        """Await ``effect``, and record what it answered only where everything is kept."""
+        if not self.keeping:
+            return await effect
+        return await self.called(clock, name, (), effect, **all_arguments)
 
     def completing(self, revision: Revision) -> None:
         """Record that an assembly is being called."""
@@ -278,21 +362,25 @@ class RecordingHighVolume(HighVolumeBackend):
     def __init__(self, inner: HighVolumeBackend, recorder: Recorder, clock: Clock) -> None:
         self._inner = inner
         self._called = recorder.called
+        self._called_in_passing = recorder.called_in_passing
         self._clock = clock
 
     async def read(self, object_id: ObjectId) -> Row | None:
-        return await self._called(self._clock, "high_volume.read", (object_id,), self._inner.read(object_id))
+        effect = self._inner.read(object_id)
+        return await self._called(self._clock, "high_volume.read", (object_id,), effect, object_id=object_id)
 
     async def head(self, object_id: ObjectId) -> RowHead | None:
-        return await self._called(self._clock, "high_volume.head", (object_id,), self._inner.head(object_id))
+        effect = self._inner.head(object_id)
+        return await self._called(self._clock, "high_volume.head", (object_id,), effect, object_id=object_id)
 
     async def put_inline(self, object_id: ObjectId, content: Inline, expires: UnixMicros | None) -> TombstoneRow | None:
         effect = self._inner.put_inline(object_id, content, expires)
-        return await self._called(self._clock, "high_volume.put_inline", (object_id,), effect)
+        every = {"object_id": object_id, "content": content, "expires": expires}
+        return await self._called(self._clock, "high_volume.put_inline", (object_id,), effect, **every)
 
     async def delete_inline(self, object_id: ObjectId) -> TombstoneRow | None:
         effect = self._inner.delete_inline(object_id)
-        return await self._called(self._clock, "high_volume.delete_inline", (object_id,), effect)
+        return await self._called(self._clock, "high_volume.delete_inline", (object_id,), effect, object_id=object_id)
 
     async def compare_and_write(
         self,
@@ -308,7 +396,9 @@ class RecordingHighVolume(HighVolumeBackend):
             object_id, expected, content, expires, if_expired_by=if_expired_by, not_after=not_after
         )
         arguments = (object_id, expected, _head(content), if_expired_by, not_after)
-        return await self._called(self._clock, "high_volume.compare_and_write", arguments, effect)
+        every = {"object_id": object_id, "expected": expected, "content": content, "expires": expires}
+        every |= {"if_expired_by": if_expired_by, "not_after": not_after}
+        return await self._called(self._clock, "high_volume.compare_and_write", arguments, effect, **every)
 
     async def point(
         self,
@@ -320,40 +410,50 @@ class RecordingHighVolume(HighVolumeBackend):
         not_after: UnixMicros,
     ) -> bool:
         effect = self._inner.point(object_id, base, content, expires, not_after=not_after)
-        return await self._called(self._clock, "high_volume.point", (object_id, base, content, not_after), effect)
+        arguments = (object_id, base, content, not_after)
+        every = {"object_id": object_id, "base": base, "content": content, "expires": expires, "not_after": not_after}
+        return await self._called(self._clock, "high_volume.point", arguments, effect, **every)
 
     async def bring_inline(
         self, object_id: ObjectId, expected: Version, payload: bytes, *, not_after: UnixMicros
     ) -> bool:
         effect = self._inner.bring_inline(object_id, expected, payload, not_after=not_after)
-        return await self._called(self._clock, "high_volume.bring_inline", (object_id, expected, not_after), effect)
+        arguments = (object_id, expected, not_after)
+        every = {"object_id": object_id, "expected": expected, "payload": payload, "not_after": not_after}
+        return await self._called(self._clock, "high_volume.bring_inline", arguments, effect, **every)
 
     async def fence(self, object_id: ObjectId) -> RowHead:
-        return await self._called(self._clock, "high_volume.fence", (object_id,), self._inner.fence(object_id))
+        effect = self._inner.fence(object_id)
+        return await self._called(self._clock, "high_volume.fence", (object_id,), effect, object_id=object_id)
 
     async def extend(self, object_id: ObjectId, version: Version, expires: UnixMicros) -> bool:
         effect = self._inner.extend(object_id, version, expires)
-        return await self._called(self._clock, "high_volume.extend", (object_id, version, expires), effect)
+        every = {"object_id": object_id, "version": version, "expires": expires}
+        return await self._called(self._clock, "high_volume.extend", tuple(every.values()), effect, **every)
 
     async def scan(self, prefix: str, after: str | None, limit: int) -> Sequence[FoundRow]:
         effect = self._inner.scan(prefix, after, limit)
-        return await self._called(self._clock, "high_volume.scan", (prefix, after, limit), effect)
+        every = {"prefix": prefix, "after": after, "limit": limit}
+        return await self._called(self._clock, "high_volume.scan", tuple(every.values()), effect, **every)
 
     async def expired(self, by: UnixMicros, limit: int) -> Sequence[FoundRow]:
-        return await self._called(self._clock, "high_volume.expired", (by, limit), self._inner.expired(by, limit))
+        effect = self._inner.expired(by, limit)
+        return await self._called(self._clock, "high_volume.expired", (by, limit), effect, by=by, limit=limit)
 
     async def remove_markers(self, before: UnixMicros, limit: int) -> int:
         effect = self._inner.remove_markers(before, limit)
-        return await self._called(self._clock, "high_volume.remove_markers", (before, limit), effect)
+        every = {"before": before, "limit": limit}
+        return await self._called(self._clock, "high_volume.remove_markers", (before, limit), effect, **every)
 
     async def identity(self) -> UUID | None:
-        return await self._inner.identity()
+        return await self._called_in_passing(self._clock, "high_volume.identity", self._inner.identity())
 
     async def adopt(self, identity: UUID) -> UUID:
-        return await self._inner.adopt(identity)
+        effect = self._inner.adopt(identity)
+        return await self._called_in_passing(self._clock, "high_volume.adopt", effect, identity=identity)
 
     async def check(self) -> None:
-        await self._inner.check()
+        await self._called_in_passing(self._clock, "high_volume.check", self._inner.check())
 
     async def close(self) -> None:
         await self._inner.close()
@@ -366,6 +466,7 @@ class RecordingLongTerm(LongTermBackend):
         self._inner = inner
         self._recorder = recorder
         self._called = recorder.called
+        self._called_in_passing = recorder.called_in_passing
         self._clock = clock
 
     async def put(
@@ -376,57 +477,76 @@ class RecordingLongTerm(LongTermBackend):
         *,
         not_after: UnixMicros | None = None,
     ) -> BlobInfo:
+        source = self._watched(source)
         effect = self._inner.put(revision, source, size, not_after=not_after)
-        return await self._called(self._clock, "long_term.put", (revision,), effect)
+        every = {"revision": revision, "source": source, "size": size, "not_after": not_after}
+        return await self._called(self._clock, "long_term.put", (revision,), effect, **every)
 
     async def get(self, revision: Revision, span: Span | None = None) -> BlobStream | None:
-        return await self._called(self._clock, "long_term.get", (revision,), self._inner.get(revision, span))
+        effect = self._get(revision, span)
+        return await self._called(self._clock, "long_term.get", (revision,), effect, revision=revision, span=span)
 
     async def head(self, revision: Revision) -> BlobInfo | None:
-        return await self._called(self._clock, "long_term.head", (revision,), self._inner.head(revision))
+        effect = self._inner.head(revision)
+        return await self._called(self._clock, "long_term.head", (revision,), effect, revision=revision)
 
     async def delete(self, revision: Revision) -> None:
-        await self._called(self._clock, "long_term.delete", (revision,), self._inner.delete(revision))
+        effect = self._inner.delete(revision)
+        await self._called(self._clock, "long_term.delete", (revision,), effect, revision=revision)
 
     async def initiate(self, revision: Revision, *, not_after: UnixMicros | None = None) -> str:
         effect = self._inner.initiate(revision, not_after=not_after)
-        return await self._called(self._clock, "long_term.initiate", (revision,), effect)
+        every = {"revision": revision, "not_after": not_after}
+        return await self._called(self._clock, "long_term.initiate", (revision,), effect, **every)
 
     async def upload_part(
         self, upload: UploadId, number: int, source: AsyncIterator[bytes], size: int | None, md5: bytes | None
     ) -> Part:
+        source = self._watched(source)
         effect = self._inner.upload_part(upload, number, source, size, md5)
-        return await self._called(self._clock, "long_term.upload_part", (upload, number), effect)
+        every = {"upload": upload, "number": number, "source": source, "size": size, "md5": md5}
+        return await self._called(self._clock, "long_term.upload_part", (upload, number), effect, **every)
 
     async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
         effect = self._inner.list_parts(upload, after, limit)
-        return await self._called(self._clock, "long_term.list_parts", (upload, after, limit), effect)
+        every = {"upload": upload, "after": after, "limit": limit}
+        return await self._called(self._clock, "long_term.list_parts", (upload, after, limit), effect, **every)
 
     async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
         self._recorder.completing(upload.revision)
-        await self._called(self._clock, "long_term.complete", (upload,), self._inner.complete(upload, parts))
+        effect = self._inner.complete(upload, parts)
+        await self._called(self._clock, "long_term.complete", (upload,), effect, upload=upload, parts=parts)
 
     async def abort(self, upload: UploadId | Revision) -> None:
-        await self._called(self._clock, "long_term.abort", (upload,), self._inner.abort(upload))
+        await self._called(self._clock, "long_term.abort", (upload,), self._inner.abort(upload), upload=upload)
 
     async def list(self, prefix: str, after: Revision | None, limit: int) -> Sequence[BlobInfo]:
         effect = self._inner.list(prefix, after, limit)
-        return await self._called(self._clock, "long_term.list", (prefix, after, limit), effect)
+        every = {"prefix": prefix, "after": after, "limit": limit}
+        return await self._called(self._clock, "long_term.list", (prefix, after, limit), effect, **every)
 
     async def remove_debris(self) -> int:
         return await self._called(self._clock, "long_term.remove_debris", (), self._inner.remove_debris())
 
     async def identity(self) -> UUID | None:
-        return await self._inner.identity()
+        return await self._called_in_passing(self._clock, "long_term.identity", self._inner.identity())
 
     async def adopt(self, identity: UUID) -> UUID:
-        return await self._inner.adopt(identity)
+        effect = self._inner.adopt(identity)
+        return await self._called_in_passing(self._clock, "long_term.adopt", effect, identity=identity)
 
     async def check(self) -> None:
-        await self._inner.check()
+        await self._called_in_passing(self._clock, "long_term.check", self._inner.check())
 
     async def close(self) -> None:
         await self._inner.close()
+
+    def _watched(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        return Taken(source) if self._recorder.keeping else source
+
+    async def _get(self, revision: Revision, span: Span | None) -> BlobStream | None:
+        stream = await self._inner.get(revision, span)
+        return Delivered(stream) if stream is not None and self._recorder.keeping else stream
 
 
 class RecordingChangeLog(ChangeLog):
@@ -435,74 +555,88 @@ class RecordingChangeLog(ChangeLog):
     def __init__(self, inner: ChangeLog, recorder: Recorder, clock: Clock) -> None:
         self._inner = inner
         self._called = recorder.called
+        self._called_in_passing = recorder.called_in_passing
         self._clock = clock
 
     async def record(self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros) -> None:
         effect = self._inner.record(owner, new=new, old=old, not_before=not_before)
-        await self._called(self._clock, "changelog.record", (owner, new, old), effect)
+        every = {"owner": owner, "new": new, "old": old, "not_before": not_before}
+        await self._called(self._clock, "changelog.record", (owner, new, old), effect, **every)
 
     async def record_again(
         self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros
     ) -> bool:
         effect = self._inner.record_again(owner, new=new, old=old, not_before=not_before)
-        return await self._called(self._clock, "changelog.record_again", (owner, new, old), effect)
+        every = {"owner": owner, "new": new, "old": old, "not_before": not_before}
+        return await self._called(self._clock, "changelog.record_again", (owner, new, old), effect, **every)
 
     async def begin_upload(self, revision: Revision, upload: bytes, not_before: UnixMicros) -> None:
         effect = self._inner.begin_upload(revision, upload, not_before)
-        await self._called(self._clock, "changelog.begin_upload", (revision,), effect)
+        every = {"revision": revision, "upload": upload, "not_before": not_before}
+        await self._called(self._clock, "changelog.begin_upload", (revision,), effect, **every)
 
     async def advance(self, revision: Revision, expected: bytes, upload: bytes, not_before: UnixMicros) -> bool:
         effect = self._inner.advance(revision, expected, upload, not_before)
-        return await self._called(self._clock, "changelog.advance", (revision,), effect)
+        every = {"revision": revision, "expected": expected, "upload": upload, "not_before": not_before}
+        return await self._called(self._clock, "changelog.advance", (revision,), effect, **every)
 
     async def claim(self, revision: Revision, owner: UUID, *, old: Revision | None, not_before: UnixMicros) -> Claim:
         effect = self._inner.claim(revision, owner, old=old, not_before=not_before)
-        return await self._called(self._clock, "changelog.claim", (revision, owner, old), effect)
+        every = {"revision": revision, "owner": owner, "old": old, "not_before": not_before}
+        return await self._called(self._clock, "changelog.claim", (revision, owner, old), effect, **every)
 
     async def mark_done(self, revision: Revision, not_before: UnixMicros) -> None:
         effect = self._inner.mark_done(revision, not_before)
-        await self._called(self._clock, "changelog.mark_done", (revision,), effect)
+        every = {"revision": revision, "not_before": not_before}
+        await self._called(self._clock, "changelog.mark_done", (revision,), effect, **every)
 
     async def forget(self, owner: UUID) -> None:
-        await self._called(self._clock, "changelog.forget", (owner,), self._inner.forget(owner))
+        await self._called(self._clock, "changelog.forget", (owner,), self._inner.forget(owner), owner=owner)
 
     async def expedite(self, owner: UUID, not_before: UnixMicros) -> None:
         effect = self._inner.expedite(owner, not_before)
-        await self._called(self._clock, "changelog.expedite", (owner,), effect)
+        every = {"owner": owner, "not_before": not_before}
+        await self._called(self._clock, "changelog.expedite", (owner,), effect, **every)
 
     async def condemn(self, entry: Entry, lease_until: UnixMicros) -> Entry | None:
         effect = self._inner.condemn(entry, lease_until)
-        return await self._called(self._clock, "changelog.condemn", (entry,), effect)
+        every = {"entry": entry, "lease_until": lease_until}
+        return await self._called(self._clock, "changelog.condemn", (entry,), effect, **every)
 
     async def resume_later(self, entry: Entry, not_before: UnixMicros) -> bool:
         effect = self._inner.resume_later(entry, not_before)
-        return await self._called(self._clock, "changelog.resume_later", (entry,), effect)
+        every = {"entry": entry, "not_before": not_before}
+        return await self._called(self._clock, "changelog.resume_later", (entry,), effect, **every)
 
     async def forget_settled(self, entry: Entry) -> bool:
         effect = self._inner.forget_settled(entry)
-        return await self._called(self._clock, "changelog.forget_settled", (entry,), effect)
+        return await self._called(self._clock, "changelog.forget_settled", (entry,), effect, entry=entry)
 
     async def due(self, now: UnixMicros, limit: int) -> Sequence[Entry]:
-        return await self._called(self._clock, "changelog.due", (now, limit), self._inner.due(now, limit))
+        effect = self._inner.due(now, limit)
+        return await self._called(self._clock, "changelog.due", (now, limit), effect, now=now, limit=limit)
 
     async def find(self, revision: Revision) -> Sequence[Entry]:
-        return await self._called(self._clock, "changelog.find", (revision,), self._inner.find(revision))
+        effect = self._inner.find(revision)
+        return await self._called(self._clock, "changelog.find", (revision,), effect, revision=revision)
 
     async def list(self, after: Entry | None, limit: int, *, uploads: bool = False) -> Sequence[Entry]:
         effect = self._inner.list(after, limit, uploads=uploads)
-        return await self._called(self._clock, "changelog.list", (after, limit, uploads), effect)
+        every = {"after": after, "limit": limit, "uploads": uploads}
+        return await self._called(self._clock, "changelog.list", (after, limit, uploads), effect, **every)
 
     async def backlog(self) -> Backlog:
-        return await self._inner.backlog()
+        return await self._called_in_passing(self._clock, "changelog.backlog", self._inner.backlog())
 
     async def identity(self) -> UUID | None:
-        return await self._inner.identity()
+        return await self._called_in_passing(self._clock, "changelog.identity", self._inner.identity())
 
     async def adopt(self, identity: UUID) -> UUID:
-        return await self._inner.adopt(identity)
+        effect = self._inner.adopt(identity)
+        return await self._called_in_passing(self._clock, "changelog.adopt", effect, identity=identity)
 
     async def check(self) -> None:
-        await self._inner.check()
+        await self._called_in_passing(self._clock, "changelog.check", self._inner.check())
 
     async def close(self) -> None:
         await self._inner.close()

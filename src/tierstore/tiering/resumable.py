@@ -29,6 +29,8 @@ Finish
     Complete the upload of the parts that count, which no one can change any more: they were stored once, under numbers
     of their own, and the entry that names them is full. A process that dies between the last swap and the commit leaves
     a full session: whoever asks for its offset, or repeats the last piece, finishes it.
+         no such upload, and no blob, though nobody has ended the session: another attempt has the store assemble it,
+         and the blob is not to be seen yet. Refused; the caller asks again.
 
 So a part is never replaced: what a process that was slow, or was thought dead, still writes has a number that nobody
 names. Numbers that count ascend, for each was taken after the one before it was counted. They are finite: pieces that
@@ -78,6 +80,7 @@ from tierstore.types.resumable import (
 )
 from tierstore.types.streams import Body
 
+_BEING_ASSEMBLED = "another attempt is making an object of the upload; ask again"
 _BESIEGED = "too many attempts at this upload are under way; try again"
 _SHARE_OF_UNITS = 2
 """One part number in so many is enough for whole units; the others are for what is cut off or sent in short pieces."""
@@ -318,7 +321,11 @@ class ResumableUploads:
         return found
 
     async def _finish(self, upload: UploadId, held: _Held) -> Completed:
-        await self._uploads.complete(upload, partial(self._counted_parts, upload, held.progress))
+        try:
+            await self._uploads.complete(upload, partial(self._counted_parts, upload, held.progress))
+        except NoSuchUpload:
+            if await self._held(upload) is not None:  # raises it again for a session that was ended
+                raise Unavailable(_BEING_ASSEMBLED) from None
         return Completed()
 
     async def _counted_parts(self, upload: UploadId, progress: Progress) -> Sequence[PartName]:
@@ -331,6 +338,8 @@ class ResumableUploads:
             found += [part for part in page.parts if part.number in numbers]
             after, truncated = page.parts[-1].number if page.parts else 0, page.truncated
         if len(found) != len(numbers) or sum(part.size for part in found) != progress.length:
+            if await self._long_term.head(upload.revision) is not None:  # some stores take the parts away one by one
+                raise NoSuchUpload("the upload has been assembled")
             raise CorruptObject(f"upload {upload.revision.uuid}: a part that counts is missing, or is another")
         return [PartName(part.number, part.etag) for part in found]
 

@@ -8,7 +8,7 @@ against malice: an id is no secret and grants nothing.
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from uuid import UUID
 from zlib import crc32
@@ -104,6 +104,8 @@ class PartsPage:
     parts: Sequence[Part]
     truncated: bool
     """Whether there are more after the last of them."""
+    store_id: str = field(default="", compare=False)
+    """The store's own id of the upload, for who did not know it."""
 
 
 def check_part_order(parts: Sequence[PartName]) -> None:

@@ -1,13 +1,15 @@
 """What a trace has: each call at its effect, with its actor, whatever becomes of the reply."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
 
 import pytest
 
 from tests.unit.tiering.world import LARGE, SMALL, BytesBody, World, object_id
 from tierstore.backends.high_volume.contract import Inline, InlineHead, Row, RowHead
 from tierstore.build import Stores, build_tiering
-from tierstore.errors import NoSuchUpload, OutcomeUnknown, Unavailable
+from tierstore.errors import IncompleteBody, NoSuchUpload, OutcomeUnknown, Unavailable
 from tierstore.limits import Limits
 from tierstore.tasks import TaskOwner
 from tierstore.testing.faults import (
@@ -25,25 +27,28 @@ from tierstore.testing.traces import (
     Begun,
     Called,
     Completing,
+    Delivered,
     Ended,
     Kind,
     Recorder,
+    Taken,
     acting,
     bound,
     look,
     recorded,
 )
 from tierstore.tiering.sweeper import Sweeper
+from tierstore.types.ids import Revision
 from tierstore.types.metadata import Metadata, TimeToLive
 
 
 class Recorded:
     """A tiering layer over stores in memory, with faults, all of it recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeping: bool = False) -> None:
         self.world = World(Limits.tiny())
         raw = Stores(self.world.raw_high_volume, self.world.raw_long_term, self.world.raw_changelog)
-        self.recorder = Recorder()
+        self.recorder = Recorder(keeping=keeping)
         self.inner = recorded(raw, self.recorder, self.world.clock)
         self.script = FaultScript()
         faulty = Stores(
@@ -115,6 +120,64 @@ async def test_what_matters_is_recorded_and_no_payload() -> None:
     assert base.version == read.result.version
     assert content.revision == run.calls("long_term.put")[0].arguments[0].uuid
     assert (pointed.result, not_after > pointed.at) == (True, True)
+
+
+async def test_calls_can_be_kept_in_full() -> None:
+    """With every argument by its name, what was taken of a source and delivered of a stream; passing calls, too."""
+    run = Recorded(keeping=True)
+    await run.put(SMALL)
+    await run.put(LARGE)
+    (written,), (put,) = run.calls("high_volume.put_inline"), run.calls("long_term.put")
+    assert written.kept is not None
+    assert written.kept.arguments.keys() == {"object_id", "content", "expires"}
+    assert written.kept.arguments["content"].payload == SMALL
+    assert put.kept is not None
+    source = put.kept.arguments["source"]
+    assert isinstance(source, Taken)
+    assert (bytes(source.taken), source.ended, source.error) == (LARGE, True, None)
+    revision = put.kept.arguments["revision"]
+    assert put.kept.answer.revision == revision
+    stream = await run.inner.long_term.get(revision)
+    assert isinstance(stream, Delivered)
+    first = await anext(aiter(stream))
+    assert (bytes(stream.delivered), stream.ended, stream.size) == (first, False, len(LARGE))
+    async for _ in stream:
+        continue
+    await stream.aclose()
+    assert (bytes(stream.delivered), stream.ended) == (LARGE, True)
+    await run.inner.changelog.identity()
+    assert run.calls()[-1].name == "changelog.identity"
+
+
+async def test_a_source_that_fails_is_kept_with_its_error() -> None:
+    """What was taken of it before, and what it failed with; the failing call is kept, too."""
+    run = Recorded(keeping=True)
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise IncompleteBody("scripted")
+
+    revision = Revision(object_id("k"), UUID(int=1))
+    with pytest.raises(IncompleteBody):
+        await run.inner.long_term.put(revision, broken(), None)
+    (put,) = run.calls("long_term.put")
+    assert put.kept is not None
+    source = put.kept.arguments["source"]
+    assert (bytes(source.taken), source.ended, type(source.error)) == (b"some", False, IncompleteBody)
+    assert put.kept.answer is None
+
+
+async def test_nothing_is_kept_unasked() -> None:
+    """Otherwise a trace has neither payloads nor calls in passing, and streams are handed on as they are."""
+    run = Recorded()
+    await run.put(LARGE)
+    await run.inner.high_volume.identity()
+    assert {call.kept for call in run.calls()} == {None}
+    assert not run.calls("high_volume.identity")
+    stream = await run.inner.long_term.get(run.calls("long_term.put")[0].arguments[0])
+    assert stream is not None
+    assert not isinstance(stream, Delivered)
+    await stream.aclose()
 
 
 async def test_a_call_without_an_effect_is_not_recorded_and_one_without_a_reply_is() -> None:

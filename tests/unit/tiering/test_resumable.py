@@ -44,6 +44,7 @@ from tierstore.testing.ids import SeededIds
 from tierstore.tiering.resumable import ResumableUploads
 from tierstore.types.ids import Revision
 from tierstore.types.metadata import Metadata, TimeToLive
+from tierstore.types.multipart import PartsPage, UploadId
 from tierstore.types.resumable import Completed, SessionId, Stored, decode_session
 from tierstore.types.streams import Body, BodyUntilCut
 
@@ -591,6 +592,43 @@ async def test_a_damaged_entry_or_part_is_a_fault_of_ours(world: World) -> None:
     for attempt in (send(world, session, 0, 10), world.resumable.query(session)):
         with pytest.raises(CorruptObject):
             await attempt
+
+
+async def test_a_store_that_shows_no_upload_and_no_blob_yet(world: World) -> None:
+    """A session that nobody has ended is not said to be gone while the store assembles it for another attempt."""
+    session = await created(world)
+    world.script.at("long_term.complete", FailBefore(Unavailable("away")))
+    with pytest.raises(Unavailable):
+        await send(world, session, 0)
+    world.script.at("long_term.list_parts", FailBefore(NoSuchUpload("being completed")))
+    with pytest.raises(Unavailable):
+        await world.resumable.query(session)
+    assert await world.resumable.query(session) == COMPLETED
+    await settled(world)
+
+
+class _TakesPartsAway(FaultyLongTerm):
+    """A store that still lists an upload which it has assembled, and no parts of it any more."""
+
+    async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
+        try:
+            return await super().list_parts(upload, after, limit)
+        except NoSuchUpload:
+            return PartsPage([], False)
+
+
+async def test_a_store_that_takes_the_parts_away_one_by_one(world: World) -> None:
+    """Parts that have gone because the store has made a blob of them are not taken for lost."""
+    world.long_term = _TakesPartsAway(world.raw_long_term, world.script)
+    stores = Stores(world.high_volume, world.long_term, world.changelog)
+    resumable = build_tiering(stores, limits=LIMITS, clock=world.clock, ids=world.ids, cleanup=world.cleanup).resumable
+    session = await created(world)
+    world.script.at("long_term.complete", LoseReply(Unavailable("lost")))
+    world.script.at("long_term.head", FailBefore(Unavailable("away")))
+    with pytest.raises(Unavailable):
+        await resumable.append(session, 0, BytesBody(WHOLE))
+    assert await resumable.query(session) == COMPLETED
+    await settled(world)
 
 
 async def test_the_outcome_is_kept_for_a_while_only(world: World) -> None:

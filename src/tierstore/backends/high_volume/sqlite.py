@@ -34,10 +34,10 @@ from tierstore.clock import Clock, UnixMicros
 from tierstore.embedded.database import Connection, Database, Schema
 from tierstore.embedded.identity import MIGRATION as IDENTITY_MIGRATION
 from tierstore.embedded.identity import keep_identity, kept_identity
-from tierstore.embedded.listing import readable
 from tierstore.errors import CorruptObject, InvalidRequest
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
+from tierstore.listing import readable
 from tierstore.types.ids import AS_STORED, ObjectId, Version
 
 _INLINE, _TOMBSTONE, _GONE = 0, 1, 2

@@ -41,7 +41,8 @@ class BlobInfo:
     size: int
     """Bytes of the payload."""
     stored: UnixMicros
-    """When the blob became visible, by the store's clock. For people; nothing is decided by it."""
+    """When the blob became visible, by the store's clock, to the second at least. For people; nothing is decided by it,
+    and what `put` says of it may be a second or two from what is said later."""
 
 
 class BlobStream(ABC):
@@ -136,7 +137,9 @@ class LongTermBackend(ABC):
     ) -> Part:
         """Store the ``size`` bytes that ``source`` yields as part ``number`` (1 to ``parts_max``), durably.
 
-        With None for ``size``, as many as it yields: asked for only of a store that has no ``part_bytes_min``.
+        With None for ``size``, as many as it yields: asked for only of a store that has no ``part_bytes_min``. A store
+        that has to know the length before it takes the first byte buffers them, and refuses more than it may buffer
+        with `ObjectTooLarge`.
 
         In place of the part that had the number: whole, and from then on only the new one's ETag names it. Parts with
         other content have other ETags. Holds at most a few chunks in memory. A source that yields another number of
@@ -148,12 +151,16 @@ class LongTermBackend(ABC):
         `Unavailable`: it may be stored, even some time later. Safe to repeat with an equal source.
 
         Of a part and a `complete` at the same time, either the part is stored before the upload is completed, and then
-        names that it has made stale are an `InvalidPart`, or it is refused with `NoSuchUpload`.
+        names that it has made stale are an `InvalidPart`, or it is refused with `NoSuchUpload`. Where a store keeps
+        what was replaced, the part may also be stored, and the blob made of the part that was named.
         """
 
     @abstractmethod
     async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
         """The parts whose numbers are above ``after``, at most ``limit`` (1 or more), ascending.
+
+        With an empty ``store_id``, of the upload of the revision that is in progress, whatever its id is: for
+        operators, who know the revision alone. The page has the id.
 
         Raises `NoSuchUpload`, also when the upload has been completed; `CorruptObject` if what the store keeps of the
         upload is damaged. Safe to repeat.
@@ -168,8 +175,9 @@ class LongTermBackend(ABC):
         one below ``part_bytes_min`` that is not the last; `ObjectTooLarge` when all together are beyond
         ``object_bytes_max``; `CorruptObject` if what the store keeps of the upload is damaged: then it can only be
         aborted. For an upload that is not in progress: as a repetition, see above; one that was completed with other
-        parts is `InvalidPart` or `InvalidPartOrder` where the store can tell. `Unavailable`: the blob may be there, or
-        appear later. Safe to repeat; with other parts only after a client's mistake.
+        parts is `InvalidPart` or `InvalidPartOrder` where the store can tell. A list that is out of order may be
+        `InvalidPartOrder` whatever has become of the upload. `Unavailable`: the blob may be there, or appear later.
+        Safe to repeat; with other parts only after a client's mistake.
         """
 
     @abstractmethod

@@ -7,7 +7,7 @@ it. It suspends (``clock.sleep(0)``) wherever a real store would, so that whatev
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from uuid import UUID
 
@@ -165,9 +165,11 @@ class MemoryLongTerm(LongTermBackend):
 
     async def list_parts(self, upload: UploadId, after: int, limit: int) -> PartsPage:
         await self._arrive()
-        parts = self._in_progress(upload).parts
+        known = self._blobs.uploads.get(upload.revision)
+        store_id = upload.store_id or ("" if known is None else known.store_id)
+        parts = self._in_progress(replace(upload, store_id=store_id)).parts
         found = [parts[number].part for number in sorted(parts) if number > after]
-        return PartsPage(found[:limit], truncated=len(found) > limit)
+        return PartsPage(found[:limit], len(found) > limit, store_id)
 
     async def complete(self, upload: UploadId, parts: Sequence[PartName]) -> None:
         await self._arrive()

@@ -1,0 +1,1 @@
+"""What the stores on PostgreSQL share: the pool of connections, the schema, the errors."""

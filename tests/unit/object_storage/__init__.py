@@ -1,0 +1,1 @@
+"""What stores of objects in buckets share."""
