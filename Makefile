@@ -99,7 +99,8 @@ soak: $(DEV) ## the long hunt: simulation, killed processes, power loss, fuzzers
 
 lock: $(DEV) ## make the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) pyproject.toml -o requirements.lock
-	@$(COMPILE) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	@$(COMPILE) pyproject.toml --all-extras -c requirements.lock -o requirements-engines.lock
+	@$(COMPILE) pyproject.toml --all-extras --group dev -c requirements-engines.lock -o requirements-dev.lock
 
 dev: $(DEV) $(EMULATOR) $(POOLER) ## only make .venv, with all that development needs
 
@@ -131,9 +132,10 @@ $(DEV): requirements-dev.lock pyproject.toml | $(VENV)/.made
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Where it cannot be had, tests on Bigtable are skipped, and say so; with CI=true they fail.
+# Fetched twice if need be, for networks fail. Where it cannot be had, tests on it are skipped and say so; with CI=true
+# they fail.
 $(EMULATOR): | $(VENV)/.made
-	@$(MAKE) --no-print-directory emulator || echo "Bigtable's emulator cannot be had (it needs Maven, on Linux)"
+	@$(MAKE) --no-print-directory emulator || $(MAKE) --no-print-directory emulator || echo "Bigtable's emulator cannot be had (it needs Maven, on Linux)"
 
 emulator:
 	@echo "Fetching the emulator of Bigtable"
@@ -149,7 +151,7 @@ emulator:
 	@rm -rf $(VENV)/.maven
 
 $(POOLER): | $(VENV)/.made
-	@$(MAKE) --no-print-directory pooler || echo "PgBouncer cannot be had (it is unpacked from Debian's packages)"
+	@$(MAKE) --no-print-directory pooler || $(MAKE) --no-print-directory pooler || echo "PgBouncer cannot be had (it is unpacked from Debian's packages)"
 
 pooler: APT = apt-get -qq -o Debug::NoLocking=1 -o APT::Sandbox::User= -o Dir::State::lists="$(CURDIR)/$(VENV)/.apt/lists" \
 	-o Dir::Cache="$(CURDIR)/$(VENV)/.apt/cache"

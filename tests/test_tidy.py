@@ -145,5 +145,10 @@ def test_locks_fit() -> None:
     """The lock files are those of pyproject.toml, with hashes, and agree with each other."""
     files = {file.path: file for file in text_files()}
     report(
-        documents.locks_fit(files["pyproject.toml"], files["requirements.lock"], files["requirements-dev.lock"]),
+        documents.locks_fit(
+            files["pyproject.toml"],
+            files["requirements.lock"],
+            files["requirements-engines.lock"],
+            files["requirements-dev.lock"],
+        ),
     )

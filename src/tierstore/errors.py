@@ -46,12 +46,23 @@ A backend raises only these: its vendor's errors are translated in its own file.
 table, `tierstore.http.responses.STATUS_BY_ERROR`, and nowhere else. The text of a `Broken` never reaches a client.
 """
 
+from typing import TypeVar
+
 
 class TierstoreError(Exception):
     """Base of the tree. ``str(error)`` is one sentence for a person."""
 
     for_clients: str | None = None
     """What clients are told in its place, if that sentence says more than is their business, as an engine's address."""
+
+
+E = TypeVar("E", bound=TierstoreError)
+
+
+def private(error: E, for_clients: str) -> E:
+    """``error``, whose text is for operators alone, with what clients are told in its place."""
+    error.for_clients = for_clients
+    return error
 
 
 class ClientMistake(TierstoreError):

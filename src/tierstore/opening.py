@@ -183,8 +183,8 @@ def _library(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise StartupError(
-            f"stores of the type {extra} need libraries that are not installed ({error.name} is missing): "
-            f"pip install 'tierstore[{extra}]'"
+            f"stores of the type {extra} need libraries that are not installed ({error.name} is missing): install "
+            f"tierstore with the extra {extra}, from a checkout with pip install '.[{extra}]'"
         ) from error
 
 

@@ -11,10 +11,12 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from objectstore_client import RequestError
 from objectstore_client.multipart import CompletePart, MultipartCompleteError, MultipartUpload
 
 from tests.end_to_end.another_client import session_at
@@ -149,6 +151,29 @@ def test_three_lines_configure_it(pair: Deployment, tmp_path: Path) -> None:
         (begun,) = server.logs("listening")
         kinds = {section: pair.settings.get(section, {}).get("type", embedded) for section, embedded in EMBEDDED_KINDS}
         assert {section: begun[section] for section in kinds} == kinds
+
+
+def test_operators_see_an_upload_and_end_it(pair: Deployment, tmp_path: Path) -> None:
+    """The commands show an upload's parts and the id that its client holds, on every store; and abort ends it."""
+    file, data = pair.file(tmp_path / "tierstore.yaml"), str(tmp_path / "data")
+
+    def operate(*arguments: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "tierstore", *arguments, "--json", "--config", str(file), "--data", data]
+        environment = {**os.environ, **pair.environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    with pair.server(Path(data)) as server:
+        upload = session_at(server.url).initiate_multipart_upload(key="watched", compression="none")
+        upload.put_part(PAYLOAD, part_number=3, content_length=len(PAYLOAD))
+        (shown,) = (line for line in operate("uploads", "list") if line["key"] == "watched")
+        assert (shown["upload_id"], shown["parts"], shown["bytes"]) == (upload.upload_id, 1, len(PAYLOAD))
+        (entry,) = operate("changelog", "show", shown["revision"])
+        assert (entry["stored"], entry["parts"]) == ("parts", 1)
+        (aborted,) = operate("uploads", "abort", shown["revision"])
+        assert aborted["revision"] == shown["revision"]
+        with pytest.raises(RequestError, match="404"):
+            upload.list_parts()
 
 
 def test_an_upload_goes_through_both(servers: tuple[ServerProcess, ServerProcess]) -> None:

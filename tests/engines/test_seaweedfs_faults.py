@@ -434,6 +434,29 @@ async def test_a_layout_is_kept_before_its_blob_is_committed(seaweedfs: SeaweedF
         assert len(altered.asked) == before + 1  # what is known to be kept is not looked for again
 
 
+@pytest.mark.parametrize("by", ["complete", "head"])
+async def test_a_layout_that_comes_late_leaves_nothing_behind(seaweedfs: SeaweedFs, opening: Opening, by: str) -> None:
+    """The blob is deleted, and its layout after it, while another server is about to write that: it goes, too."""
+    async with AlteredS3(seaweedfs) as altered, opening(altered.url) as store, opening() as other:
+        upload, names = await begun(store, payload(5 * MIB), b"last")
+        blob, layout = store._names.blob(upload.revision), store._names.layout(upload.revision)
+        if by == "head":
+            await other.complete(upload, names)
+            assert seaweedfs.ask("DELETE", layout).ok
+        late: list[Asked] = []
+
+        def delete_before(asked: Asked) -> None:
+            if (asked.method, asked.name) == ("PUT", layout):
+                late.append(asked)
+                for name in (blob, layout):
+                    assert seaweedfs.ask("DELETE", name).ok
+
+        altered.before = delete_before
+        await (store.complete(upload, names) if by == "complete" else store.head(upload.revision))
+        assert len(late) == 1
+        assert [seaweedfs.ask("GET", name).status_code for name in (blob, layout)] == [404, 404]
+
+
 async def test_a_layout_of_another_blob_changes_no_span(seaweedfs: SeaweedFs, opening: Opening) -> None:
     """What is kept beside a blob may be of another state of it; then the blob tells, and the span is as it was."""
     whole = payload(5 * MIB) + b"last"

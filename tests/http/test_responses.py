@@ -124,3 +124,17 @@ def test_endless_causes_end() -> None:
     causes = content_of(error_response(error, "id")[2])["causes"]
     assert isinstance(causes, list)
     assert len(causes) == 8
+
+
+def test_words_for_operators_are_not_for_clients() -> None:
+    """An error that names an engine's address has other words for clients, also as the cause of another one."""
+    lost = errors.private(
+        errors.Unavailable("PostgreSQL at 10.0.0.7/objects cannot be reached"), "the database cannot be reached"
+    )
+    failed = errors.OutcomeUnknown("the write may have happened")
+    failed.__cause__ = lost
+    for error, told in ((lost, "the database cannot be reached"), (failed, "the write may have happened")):
+        status, _, payload = error_response(error, "request")
+        assert (status, orjson.loads(payload)["detail"]) == (503, told)
+        assert b"10.0.0.7" not in payload
+    assert orjson.loads(error_response(failed, "request")[2])["causes"] == ["the database cannot be reached"]

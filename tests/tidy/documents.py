@@ -129,20 +129,21 @@ def unit_tests_mirror_the_source(sources: Sequence[PythonFile], tests: Sequence[
     ]
 
 
-def locks_fit(project: TextFile, runtime: TextFile, development: TextFile) -> list[Violation]:
-    """The lock files pin, with hashes, what pyproject.toml asks for, and agree on what the service needs."""
+def locks_fit(project: TextFile, runtime: TextFile, engines: TextFile, development: TextFile) -> list[Violation]:
+    """The lock files pin, with hashes, what pyproject.toml asks for, and each agrees with the one that it builds on."""
     declared = tomllib.loads(project.text)
-    pins = {file.path: _pins(file) for file in (runtime, development)}
+    pins = {file.path: _pins(file) for file in (runtime, engines, development)}
     violations = [
-        development.violation(1, f"{name} is {pins[development.path].get(name)} here and {version} in {runtime.path}")
-        for name, version in pins[runtime.path].items()
-        if pins[development.path].get(name) != version
+        larger.violation(1, f"{name} is {pins[larger.path].get(name)} here and {version} in {smaller.path}")
+        for smaller, larger in ((runtime, engines), (engines, development))
+        for name, version in pins[smaller.path].items()
+        if pins[larger.path].get(name) != version
     ]
     extras = declared["project"].get("optional-dependencies", {}).values()
     needed = (
         (runtime, declared["project"]["dependencies"]),
         (development, declared["dependency-groups"]["dev"]),
-        *((development, texts) for texts in extras),
+        *((engines, texts) for texts in extras),
     )
     for file, texts in needed:
         for requirement in map(Requirement, texts):

@@ -360,24 +360,35 @@ def test_unit_tests_mirror_the_source_finds() -> None:
 
 
 PROJECT = TextFile(
-    "pyproject.toml", '[project]\ndependencies = ["A_b>=2"]\n[dependency-groups]\ndev = ["tool>=1,<2"]\n'
+    "pyproject.toml",
+    '[project]\ndependencies = ["A_b>=2"]\n[project.optional-dependencies]\nmore = ["extra>=1"]\n'
+    '[dependency-groups]\ndev = ["tool>=1,<2"]\n',
 )
 PINNED = "a-b==2.1 \\\n    --hash=sha256:00\n"
+EXTRA = "extra==1.1 \\\n    --hash=sha256:00\n"
 TOOL = "tool==1.5 ; python_version < '4' \\\n    --hash=sha256:00\n"
+ENGINES = PINNED + EXTRA
 
 
 @pytest.mark.parametrize(
-    ("runtime", "development", "violations"),
+    ("runtime", "engines", "development", "violations"),
     [
-        (PINNED, PINNED + TOOL, 0),
-        ("", PINNED + TOOL, 1),
-        (PINNED, TOOL, 1),
-        (PINNED, PINNED.replace("2.1", "2.2") + TOOL, 1),
-        (PINNED, PINNED + TOOL.replace("1.5", "2.0"), 1),
-        ("a-b==2.1\n", PINNED + TOOL, 1),
+        (PINNED, ENGINES, ENGINES + TOOL, 0),
+        ("", ENGINES, ENGINES + TOOL, 1),
+        (PINNED, EXTRA, ENGINES + TOOL, 1),
+        (PINNED, ENGINES, EXTRA + TOOL, 1),
+        (PINNED, PINNED, ENGINES + TOOL, 1),
+        (PINNED, ENGINES, PINNED + TOOL, 1),
+        (PINNED, ENGINES, ENGINES.replace("2.1", "2.2") + TOOL, 1),
+        (PINNED, ENGINES, ENGINES + TOOL.replace("1.5", "2.0"), 1),
+        ("a-b==2.1\n", ENGINES, ENGINES + TOOL, 1),
     ],
 )
-def test_locks_fit_finds(runtime: str, development: str, violations: int) -> None:
+def test_locks_fit_finds(runtime: str, engines: str, development: str, violations: int) -> None:
     """What is not pinned, pinned out of range, pinned twice differently, or pinned without a hash, is found."""
-    locks = (TextFile("requirements.lock", runtime), TextFile("requirements-dev.lock", development))
+    locks = (
+        TextFile("requirements.lock", runtime),
+        TextFile("requirements-engines.lock", engines),
+        TextFile("requirements-dev.lock", development),
+    )
     assert len(documents.locks_fit(PROJECT, *locks)) == violations

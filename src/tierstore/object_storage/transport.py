@@ -24,7 +24,7 @@ from yarl import URL
 
 from tierstore import telemetry
 from tierstore.clock import Clock, UnixMicros
-from tierstore.errors import Busy, TierstoreError, Unavailable
+from tierstore.errors import Busy, TierstoreError, Unavailable, private
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.object_storage.payload import PIECE_BYTES, OutgoingPayload
@@ -328,7 +328,8 @@ class Transport:
         except TimeoutError as error:
             raise Unavailable("the object store does not answer") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"the object store cannot be reached: {type(error).__name__}") from error
+            told = "the object store cannot be reached"
+            raise private(Unavailable(f"{told}: {str(error) or type(error).__name__}"), told) from error
 
     def _timeout_of(self, seconds: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(

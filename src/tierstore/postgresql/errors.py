@@ -5,7 +5,7 @@ says that nothing happened. The texts name the server and its complaint, never t
 """
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Final
 
 import asyncpg
 
@@ -18,9 +18,8 @@ from tierstore.errors import (
     StorageFull,
     TierstoreError,
     Unavailable,
+    private,
 )
-
-E = TypeVar("E", bound=TierstoreError)
 
 DRIVER_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -78,14 +77,14 @@ def translated(error: BaseException, *, writes: bool, place: str) -> TierstoreEr
     if not is_refusal(error):
         if writes:
             text = f"PostgreSQL at {place} has not answered a write: {_complaint(error)}"
-            return _private(OutcomeUnknown(text), "the database has not answered a write")
+            return private(OutcomeUnknown(text), "the database has not answered a write")
         text = f"PostgreSQL at {place} has not answered: {_complaint(error)}"
-        return _private(Unavailable(text), "the database has not answered")
+        return private(Unavailable(text), "the database has not answered")
     kind, hint = _KINDS.get(_state(error), (Unavailable, ""))
     if _state(error)[:2] in _OUR_FAULT:
         kind = Broken
     full = kind is StorageFull
-    return _private(
+    return private(
         kind(f"PostgreSQL at {place}: {_complaint(error)}{hint}"),
         "the database is full" if full else "the database cannot do that now",
     )
@@ -95,13 +94,7 @@ def unreachable(error: BaseException, *, place: str) -> Unavailable:
     """No connection could be made, so that nothing happened."""
     hint = _KINDS.get(_state(error), (Unavailable, ""))[1]
     text = f"PostgreSQL at {place} cannot be reached: {_complaint(error)}{hint}"
-    return _private(Unavailable(text), "the database cannot be reached")
-
-
-def _private(error: E, for_clients: str) -> E:
-    """``error``, whose text is the operator's: it names the server, and perhaps its user."""
-    error.for_clients = for_clients
-    return error
+    return private(Unavailable(text), "the database cannot be reached")
 
 
 def startup_error(error: BaseException, *, place: str) -> StartupError:

@@ -102,10 +102,17 @@ class S3Layouts:
         self._remembered.forget(revision)
 
     async def _keep(self, revision: Revision, known: KnownLayout) -> None:
-        """Leave a layout beside the blob, and remember that it is there, too: `certain` relies on it."""
+        """Leave a layout beside the blob, and remember that it is there, too: `certain` relies on it.
+
+        Whoever deletes a blob deletes its layout after it, and a blob that has gone does not come back. So either the
+        blob is seen to be gone here, or its layout is deleted there.
+        """
         self._remembered.put(revision, known)
         await self._bucket.put(self._bucket.url(self._names.layout(revision)), known.encode(revision))
-        self._remembered.put(revision, replace(known, is_kept=True))
+        if await self._bucket.part(self._names.blob(revision), Span(0, 1)) is None:
+            await self.forget(revision)
+        else:
+            self._remembered.put(revision, replace(known, is_kept=True))
 
     async def _is_true(self, revision: Revision, layout: Layout, etag: str) -> bool:
         """Whether the blob has this ETag, and a trailer at each place where the layout has one."""
