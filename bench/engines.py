@@ -137,9 +137,9 @@ def _entries(name: str, log: ChangeLog, driver: Work) -> list[Case]:
 async def _postgres(rounds: int) -> None:
     import asyncpg  # noqa: PLC0415  # because the engines are measured one by one, and one may be missing
 
-    from tests.engines.postgres import Postgres  # noqa: PLC0415  # because see above
-    from tierstore.backends.high_volume.postgres import PostgresHighVolume  # noqa: PLC0415  # because see above
-    from tierstore.changelog.postgres import PostgresChangeLog  # noqa: PLC0415  # because see above
+    from tests.engines.postgres import Postgres  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.backends.high_volume.postgres import PostgresHighVolume  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.changelog.postgres import PostgresChangeLog  # noqa: PLC0415  # because only this engine needs it
 
     with _served(Postgres) as engine:
         clock, ids = SystemClock(), SystemIds()
@@ -172,13 +172,13 @@ async def _postgres(rounds: int) -> None:
 
 
 async def _seaweedfs(rounds: int) -> None:
-    import aiohttp  # noqa: PLC0415  # because see above
-    from botocore.auth import S3SigV4Auth  # noqa: PLC0415  # because see above
-    from botocore.awsrequest import AWSRequest  # noqa: PLC0415  # because see above
-    from botocore.credentials import Credentials  # noqa: PLC0415  # because see above
+    import aiohttp  # noqa: PLC0415  # because only this engine needs it
+    from botocore.auth import S3SigV4Auth  # noqa: PLC0415  # because only this engine needs it
+    from botocore.awsrequest import AWSRequest  # noqa: PLC0415  # because only this engine needs it
+    from botocore.credentials import Credentials  # noqa: PLC0415  # because only this engine needs it
 
-    from tests.engines.seaweedfs import ACCESS_KEY, REGION, SECRET_KEY, SeaweedFs  # noqa: PLC0415  # because see above
-    from tierstore.backends.long_term.s3 import S3LongTerm  # noqa: PLC0415  # because see above
+    from tests.engines.seaweedfs import ACCESS_KEY, REGION, SECRET_KEY, SeaweedFs  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.backends.long_term.s3 import S3LongTerm  # noqa: PLC0415  # because only this engine needs it
 
     credentials = Credentials(ACCESS_KEY, SECRET_KEY)
     with _served(SeaweedFs) as engine, _environment(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY):
@@ -236,13 +236,13 @@ async def _seaweedfs(rounds: int) -> None:
 
 async def _bigtable(rounds: int) -> None:
     warnings.simplefilter("ignore")  # the client's, of the Python that it will not support some day
-    from google.cloud.bigtable.data import BigtableDataClientAsync, SetCell  # noqa: PLC0415  # because see above
-    from google.cloud.bigtable.data.row_filters import PassAllFilter  # noqa: PLC0415  # because see above
+    from google.cloud.bigtable.data import BigtableDataClientAsync, SetCell  # noqa: PLC0415  # because only this engine needs it
+    from google.cloud.bigtable.data.row_filters import PassAllFilter  # noqa: PLC0415  # because only this engine needs it
 
-    from tests.engines.bigtable_emulator import BigtableEmulator  # noqa: PLC0415  # because see above
-    from tierstore.backends.high_volume.bigtable import BigtableHighVolume  # noqa: PLC0415  # because see above
-    from tierstore.backends.high_volume.bigtable_rows import PAYLOAD  # noqa: PLC0415  # because see above
-    from tierstore.changelog.bigtable import BigtableChangeLog  # noqa: PLC0415  # because see above
+    from tests.engines.bigtable_emulator import BigtableEmulator  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.backends.high_volume.bigtable import BigtableHighVolume  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.backends.high_volume.bigtable_rows import PAYLOAD  # noqa: PLC0415  # because only this engine needs it
+    from tierstore.changelog.bigtable import BigtableChangeLog  # noqa: PLC0415  # because only this engine needs it
 
     with _served(BigtableEmulator) as engine, _environment(BIGTABLE_EMULATOR_HOST=engine.address):
         clock, ids = SystemClock(), SystemIds()

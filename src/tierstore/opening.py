@@ -36,7 +36,7 @@ async def open_high_volume(config: Config, limits: Limits, clock: Clock, ids: Id
     with _library(kind_of(chosen)):
         match chosen:
             case settings.SqliteHighVolume():
-                from tierstore.backends.high_volume.sqlite import SqliteHighVolume  # noqa: PLC0415  # because see above
+                from tierstore.backends.high_volume.sqlite import SqliteHighVolume  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await SqliteHighVolume.open(
                     config.high_volume_path,
@@ -47,7 +47,7 @@ async def open_high_volume(config: Config, limits: Limits, clock: Clock, ids: Id
                     reserve_bytes=chosen.reserve,
                 )
             case settings.PostgresHighVolume():
-                from tierstore.backends.high_volume.postgres import PostgresHighVolume  # noqa: PLC0415  # because see above
+                from tierstore.backends.high_volume.postgres import PostgresHighVolume  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await PostgresHighVolume.open(
                     chosen.url,
@@ -61,7 +61,7 @@ async def open_high_volume(config: Config, limits: Limits, clock: Clock, ids: Id
                 )
             case settings.BigtableHighVolume():
                 _check_emulator(allowed=chosen.emulator)
-                from tierstore.backends.high_volume.bigtable import BigtableHighVolume  # noqa: PLC0415  # because see above
+                from tierstore.backends.high_volume.bigtable import BigtableHighVolume  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await BigtableHighVolume.open(
                     project=chosen.project,
@@ -83,11 +83,11 @@ async def open_change_log(config: Config, limits: Limits, clock: Clock, ids: IdS
     with _library(kind_of(chosen)):
         match chosen:
             case settings.SqliteChangeLog():
-                from tierstore.changelog.sqlite import SqliteChangeLog  # noqa: PLC0415  # because see above
+                from tierstore.changelog.sqlite import SqliteChangeLog  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await SqliteChangeLog.open(config.change_log_path, limits=limits, clock=clock)
             case settings.PostgresChangeLog():
-                from tierstore.changelog.postgres import PostgresChangeLog  # noqa: PLC0415  # because see above
+                from tierstore.changelog.postgres import PostgresChangeLog  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await PostgresChangeLog.open(
                     chosen.url,
@@ -100,7 +100,7 @@ async def open_change_log(config: Config, limits: Limits, clock: Clock, ids: IdS
                 )
             case settings.BigtableChangeLog():
                 _check_emulator(allowed=chosen.emulator)
-                from tierstore.changelog.bigtable import BigtableChangeLog  # noqa: PLC0415  # because see above
+                from tierstore.changelog.bigtable import BigtableChangeLog  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await BigtableChangeLog.open(
                     project=chosen.project,
@@ -122,7 +122,7 @@ async def open_long_term(config: Config, limits: Limits, clock: Clock, ids: IdSo
     with _library(kind_of(chosen)):
         match chosen:
             case settings.FilesystemLongTerm():
-                from tierstore.backends.long_term.filesystem import FilesystemLongTerm  # noqa: PLC0415  # because see above
+                from tierstore.backends.long_term.filesystem import FilesystemLongTerm  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await FilesystemLongTerm.open(
                     config.long_term_path,
@@ -133,7 +133,7 @@ async def open_long_term(config: Config, limits: Limits, clock: Clock, ids: IdSo
                     reserve_bytes=chosen.reserve,
                 )
             case settings.S3LongTerm():
-                from tierstore.backends.long_term.s3 import S3LongTerm  # noqa: PLC0415  # because see above
+                from tierstore.backends.long_term.s3 import S3LongTerm  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await S3LongTerm.open(
                     bucket=chosen.bucket,
@@ -150,7 +150,7 @@ async def open_long_term(config: Config, limits: Limits, clock: Clock, ids: IdSo
                     ids=ids,
                 )
             case settings.GcsLongTerm():
-                from tierstore.backends.long_term.gcs import GcsLongTerm  # noqa: PLC0415  # because see above
+                from tierstore.backends.long_term.gcs import GcsLongTerm  # noqa: PLC0415  # because only this kind of store needs it
 
                 return await GcsLongTerm.open(
                     bucket=chosen.bucket,

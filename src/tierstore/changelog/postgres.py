@@ -25,7 +25,7 @@ from tierstore.limits import Limits
 from tierstore.postgresql.listing import listed
 from tierstore.postgresql.names import digest_of
 from tierstore.postgresql.pool import Pool, Record, Server
-from tierstore.postgresql.schema import Namespace, Tables, prepared, statement
+from tierstore.postgresql.schema import Namespace, Tables, opened, statement
 from tierstore.types.ids import AS_STORED, Revision
 
 TABLES = Tables(
@@ -276,12 +276,7 @@ class PostgresChangeLog(ChangeLog):
             timeout_seconds=timeout_seconds,
             prepared_statements=prepared_statements,
         )
-        pool = await Pool.open(server, limits=limits, clock=clock, name="change_log")
-        try:
-            namespace = await prepared(pool, schema, TABLES, limits)
-        except BaseException:
-            await pool.close()
-            raise
+        pool, namespace = await opened(server, schema, TABLES, limits=limits, clock=clock)
         return cls(pool, namespace, schema, clock)
 
     async def record(self, owner: UUID, *, new: Revision | None, old: Revision | None, not_before: UnixMicros) -> None:

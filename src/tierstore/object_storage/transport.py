@@ -19,16 +19,19 @@ from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
+import structlog
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from tierstore import telemetry
 from tierstore.clock import Clock, UnixMicros
-from tierstore.errors import Busy, TierstoreError, Unavailable, private
+from tierstore.errors import Busy, StartupError, TierstoreError, Unavailable, private
 from tierstore.idsource import IdSource
 from tierstore.limits import Limits
 from tierstore.object_storage.payload import PIECE_BYTES, OutgoingPayload
 from tierstore.tasks import TaskOwner
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -43,6 +46,21 @@ _KEPT_FROM_DOWNLOADS = 4
 """The share of the connections that is for other things, as a divisor."""
 _READ_BUFFER_BYTES = 256 * 1024
 """What is read ahead of a stream's reader."""
+
+
+def trusting(ca: str) -> ssl.SSLContext | None:
+    """What to verify a store with: the authorities in file ``ca``, or those of the system. Raises `StartupError`."""
+    if not ca:
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"the certificates in {ca} cannot be read: {error}") from error
+
+
+def report_failure(name: str, error: BaseException) -> None:
+    """What becomes of work that nobody waits for, and that has failed."""
+    log.error("background work of the long-term store failed", work=name, exc_info=error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from uuid import UUID
 
 import asyncpg
 
+from tierstore.clock import Clock
 from tierstore.errors import StartupError
 from tierstore.limits import Limits
 from tierstore.postgresql.errors import DRIVER_ERRORS, startup_error
-from tierstore.postgresql.pool import Connection, Pool
+from tierstore.postgresql.pool import Connection, Pool, Server
 
 _SERVER_VERSION_MIN: Final = 14
 _SETTINGS: Final = """
@@ -75,6 +76,18 @@ async def prepared(pool: Pool, schema: str, tables: Tables, limits: Limits) -> N
     finally:
         pool.give_back(connection)
     return Namespace(pool, schema, tables.store)
+
+
+async def opened(
+    server: Server, schema: str, tables: Tables, *, limits: Limits, clock: Clock
+) -> tuple[Pool, Namespace]:
+    """Connect, and do what `prepared` does. Raises `StartupError`."""
+    pool = await Pool.open(server, limits=limits, clock=clock, name=tables.store)
+    try:
+        return pool, await prepared(pool, schema, tables, limits)
+    except BaseException:
+        await pool.close()
+        raise
 
 
 def quoted(name: str) -> str:

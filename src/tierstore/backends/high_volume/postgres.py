@@ -47,7 +47,7 @@ from tierstore.limits import Limits
 from tierstore.postgresql.listing import listed
 from tierstore.postgresql.names import halves, key_of
 from tierstore.postgresql.pool import Pool, Record, Server
-from tierstore.postgresql.schema import Namespace, Tables, prepared, statement
+from tierstore.postgresql.schema import Namespace, Tables, opened, statement
 from tierstore.types.ids import AS_STORED, ObjectId, Version
 
 _INLINE, _TOMBSTONE, _GONE = 0, 1, 2
@@ -246,12 +246,7 @@ class PostgresHighVolume(HighVolumeBackend):
             timeout_seconds=timeout_seconds,
             prepared_statements=prepared_statements,
         )
-        pool = await Pool.open(server, limits=limits, clock=clock, name="high_volume")
-        try:
-            namespace = await prepared(pool, schema, TABLES, limits)
-        except BaseException:
-            await pool.close()
-            raise
+        pool, namespace = await opened(server, schema, TABLES, limits=limits, clock=clock)
         return cls(pool, namespace, schema, clock, ids)
 
     async def read(self, object_id: ObjectId) -> Row | None:

@@ -17,7 +17,6 @@ Does not: encrypt, choose a storage class, or make the bucket. Answers "success"
 import asyncio
 import base64
 import json
-import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -72,7 +71,7 @@ from tierstore.limits import MIB, Limits
 from tierstore.listing import readable
 from tierstore.object_storage.names import Names
 from tierstore.object_storage.payload import OutgoingPayload
-from tierstore.object_storage.transport import Answer, Download, Transport, until_whole
+from tierstore.object_storage.transport import Answer, Download, Transport, report_failure, trusting, until_whole
 from tierstore.tasks import TaskOwner
 from tierstore.types.ids import Revision
 from tierstore.types.multipart import Part, PartName, PartsPage, UploadId, check_part_order
@@ -145,8 +144,8 @@ class GcsLongTerm(LongTermBackend):
         the system's; ``timeout_seconds`` bounds every wait for the service. Raises `StartupError` with a sentence for
         the operator: no credentials, no such bucket, a permission that is missing, no way to the service.
         """
-        names, tls = Names(prefix), _tls(ca)
-        tasks = TaskOwner(limits.mutations_max, _report)
+        names, tls = Names(prefix), trusting(ca)
+        tasks = TaskOwner(limits.mutations_max, report_failure)
         tokens = await GoogleTokens.open(tasks=tasks, clock=clock, timeout_seconds=timeout_seconds)
         transport = Transport(
             tokens,
@@ -572,20 +571,6 @@ class GcsLongTerm(LongTermBackend):
             raise StartupError(f"the account may not use bucket {bucket}: it lacks {', '.join(sorted(missing))}")
         if not answer.is_success:
             raise StartupError(f"bucket {bucket} cannot be used: {refusal_of(answer)}")
-
-
-def _tls(ca: str) -> ssl.SSLContext | None:
-    """What to verify the service with: the authorities in file ``ca``, or else those of the system."""
-    if not ca:
-        return None
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"the authorities in {ca} cannot be read: {error}") from error
-
-
-def _report(task: str, error: BaseException) -> None:
-    log.error("a background task of the object store failed", task=task, exc_info=error)
 
 
 def completion(parts: Sequence[PartName]) -> bytes:

@@ -17,7 +17,6 @@ latter only when the store is new. What it calls durable is the store's own word
 
 import asyncio
 import math
-import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
@@ -45,7 +44,7 @@ from tierstore.object_storage.layout import KnownLayout, Layout
 from tierstore.object_storage.names import Names
 from tierstore.object_storage.payload import OutgoingPayload
 from tierstore.object_storage.trailer import TRAILER_BYTES_MAX, Trailer, kept_path, trailer_bytes
-from tierstore.object_storage.transport import Download, Transport, until_whole
+from tierstore.object_storage.transport import Download, Transport, report_failure, trusting, until_whole
 from tierstore.tasks import TaskOwner, for_each
 from tierstore.types.ids import AS_STORED, UPLOAD_UUID_VERSION, Revision
 from tierstore.types.multipart import Part, PartName, PartsPage, UploadId
@@ -134,8 +133,8 @@ class S3LongTerm(LongTermBackend):
             raise StartupError(
                 f"the endpoint {endpoint} of the long-term store does not begin with http:// or https://"
             )
-        tls = _tls(ca)
-        tasks = TaskOwner(_TASKS_MAX, _report)
+        tls = trusting(ca)
+        tasks = TaskOwner(_TASKS_MAX, report_failure)
         credentials = await S3Credentials.open(
             profile=profile, region=region, tasks=tasks, clock=clock, timeout_seconds=timeout_seconds
         )
@@ -517,16 +516,3 @@ def _check_part_sizes(limits: Limits, buffer_bytes: int, *, at_aws: bool) -> Non
             "uploads.part_min must not be 0 with a long-term store in S3, which wants to know how long each part is: "
             f"set what the store takes as the smallest part but the last, such as {5 * MIB}, or 1 if it takes any"
         )
-
-
-def _tls(ca: str) -> ssl.SSLContext | None:
-    if not ca:
-        return None
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise StartupError(f"the certificates in {ca} cannot be read: {error}") from error
-
-
-def _report(name: str, error: BaseException) -> None:
-    log.error("background work of the long-term store failed", work=name, error=str(error))
